@@ -1,0 +1,30 @@
+"""What every test needs before JAX is imported: sixteen fake CPU devices, no network, and the folder of real data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# setdefault: what the caller has set wins, so that the same tests run on real devices too.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=16")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def zephyr_data() -> Path:
+    """The folder of real data that ZEPHYR_DATA names; the test is skipped where it is not set."""
+    folder = os.environ.get("ZEPHYR_DATA")
+    if not folder:
+        pytest.skip("ZEPHYR_DATA is not set: this test reads the folder of real data")
+    return Path(folder)

@@ -1,0 +1,1 @@
+"""Tests of zephyr_jax/model."""

@@ -1,0 +1,115 @@
+"""The console script `zephyr <command> ...`, and what all commands share: overrides, `--debug`, exit statuses.
+
+Not here: the commands themselves, which are modules of their own (`python -m zephyr_jax.train` is `zephyr train`).
+Nothing heavy is imported until a command's name is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from zephyr_jax import __version__
+from zephyr_jax.records import InputError
+
+COMMANDS = {
+    "train": "run a recipe: dSFT, reference log-probs, dDPO",
+    "score": "log-probs of chosen and rejected answers under a model",
+    "generate": "answers to a file of prompts",
+    "chat": "talk with a model in the terminal, or ask it once",
+    "export": "a checkpoint as a Hugging Face folder",
+}
+
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Gives a parser `--config FILE` and the overrides that every command with a recipe takes."""
+    parser.add_argument("--config", required=True, metavar="FILE", help="the recipe (YAML), such as configs/tiny.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.path=value", help="changes to the recipe, such as ddpo.beta=0.2"
+    )
+
+
+def run_command(
+    parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None], argv: Sequence[str] | None = None
+) -> int:
+    """Parses and runs one command, turning what goes wrong into an exit status.
+
+    Args:
+      parser: the command's parser; `--debug` is added here.
+      command: does the work; returns nothing.
+      argv: arguments after the command's name; None: those of the process.
+
+    Returns:
+      0 done; 1 the work failed (traceback on stderr); 2 the input is wrong (its message alone on stderr, with
+      `--debug` the traceback too); 130 interrupted.
+    """
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    try:
+        # Intermixed, since overrides may stand before and after flags.
+        arguments = parser.parse_intermixed_args(argv)
+    except SystemExit as stop:  # argparse has printed its own message or the help
+        return stop.code if isinstance(stop.code, int) else EXIT_DONE
+    try:
+        command(arguments)
+    except InputError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        return EXIT_FAILED
+    return EXIT_DONE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `zephyr <command> ...`.
+
+    Args:
+      argv: arguments after `zephyr`; None: those of the process.
+
+    Returns:
+      The command's exit status; 2 for a command that there is not.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage(), file=sys.stdout if arguments else sys.stderr)
+        return EXIT_DONE if arguments else EXIT_BAD_INPUT
+    name, rest = arguments[0], arguments[1:]
+    if name == "--version":
+        print(f"zephyr {__version__}")
+        return EXIT_DONE
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(COMMANDS)}"
+        print(f"error: unknown command '{name}'; {hint}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    status: int = importlib.import_module(f"zephyr_jax.{name}").main(rest)
+    return status
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10}{summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: zephyr COMMAND ...   (or: python -m zephyr_jax.COMMAND ...)",
+            "",
+            *lines,
+            "",
+            "zephyr COMMAND --help says more; an example:",
+            "  zephyr train --config configs/tiny.yaml ddpo.beta=0.2",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""The few shapes that a run's packed pairs are filled up to: each is one compiled program, so there are at most four.
+
+A micro-batch of pairs needs more or longer rows than another. One shape for all would compute mostly padding where
+micro-batches are small (two pairs of 700 tokens in a row of 2048); a shape for each would compile at every step.
+Not here: filling the rows (data/pair_rows.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from zephyr_jax.data.packing import round_up
+
+
+def candidate_row_lengths(longest: int) -> list[int]:
+    """Row lengths worth trying below and up to `longest`, ascending: eighths of it, rounded up to multiples of 128."""
+    unit = max(128, round_up(-(-longest // 8), 128))
+    return [*range(unit, longest, unit), longest]
+
+
+def choose_row_shapes(
+    needed: np.ndarray,
+    row_lengths: Sequence[int],
+    *,
+    most_rows: int,
+    row_multiple: int = 1,
+    max_shapes: int = 4,
+    min_saving: float = 0.02,
+) -> list[tuple[int, int]]:
+    """Picks the shapes one after the other, each the one that saves the most padding, while it is worth a program.
+
+      row_lengths     512  1024
+      needed, step 1    2     1
+              step 2    -     2      some pair is longer than 512: written 0
+      shapes          (1, 1024) for step 1, (2, 1024) for step 2; (2, 512) is no smaller than the first
+
+    Args:
+      needed: int [M, C], rows that steps (all, or a sample) need at each row length; 0 where it cannot hold them.
+      row_lengths: [C] ascending; the last holds every pair.
+      most_rows: rows of the longest row length that any step of the run needs.
+      row_multiple: every number of rows is a multiple of it.
+      max_shapes: the most shapes.
+      min_saving: share of all positions that a further shape must save.
+
+    Returns:
+      `(rows, row length)` by their positions, ascending; the last holds every step.
+    """
+    needed = -(-np.asarray(needed) // row_multiple) * row_multiple
+    # Of two row lengths for the same positions the longer is tried first: it holds longer pairs.
+    candidates = [
+        (int(num_rows), row_length, column)
+        for column, row_length in reversed(list(enumerate(row_lengths)))
+        for num_rows in np.unique(needed[:, column])
+        if num_rows
+    ]
+    shapes = [(round_up(most_rows, row_multiple), row_lengths[-1])]
+    positions = np.full(len(needed), shapes[0][0] * shapes[0][1])  # that each step computes with the shapes so far
+    while candidates and len(shapes) < max_shapes:
+        options = []
+        for num_rows, row_length, column in candidates:
+            fits = (needed[:, column] > 0) & (needed[:, column] <= num_rows)
+            options.append(np.where(fits, np.minimum(positions, num_rows * row_length), positions))
+        best = int(np.argmin([option.sum() for option in options]))
+        if options[best].sum() > (1 - min_saving) * positions.sum():
+            break
+        positions = options[best]
+        shapes.append(candidates[best][:2])
+    return sorted(shapes, key=lambda shape: shape[0] * shape[1])

@@ -1,0 +1,81 @@
+"""From logits to the next token: greedy, temperature, nucleus (top-p). All in float32, and every row by itself.
+
+The random numbers of a row depend on the seed, on the row's own index and on the step, never on the rows beside it, so
+that a row gets the same answer in every batch.
+
+Dimensions: B batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Sampling(NamedTuple):
+    """How the next token is chosen.
+
+    Attributes:
+      temperature: 0 takes the most likely token; else logits are divided by it.
+      top_p: share of the probability that is sampled from, in (0, 1], after the temperature; 1 is all of it.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+def make_row_keys(seed: jax.Array | int, row_indexes_B: jax.Array) -> jax.Array:
+    """One random key a row: the seed's key folded with the row's index.
+
+    Args:
+      seed: 0 or more, below 2^32.
+      row_indexes_B: index of each row in the whole input, not in its batch.
+
+    Returns:
+      Keys [B].
+    """
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), row_indexes_B)
+
+
+def keep_nucleus(logits_BV: jax.Array, *, top_p: float) -> jax.Array:
+    """Leaves the smallest set of most likely tokens that holds at least `top_p` of the probability (arXiv:1904.09751).
+
+    Args:
+      logits_BV: float32, temperature applied.
+      top_p: in (0, 1].
+
+    Returns:
+      The logits [B, V], -inf outside of the set; the most likely token is always in it.
+    """
+    order_BV = jnp.argsort(logits_BV, axis=-1, descending=True)
+    sorted_BV = jax.nn.softmax(jnp.take_along_axis(logits_BV, order_BV, axis=-1), axis=-1)
+    mass_before_BV = jnp.pad(jnp.cumsum(sorted_BV, axis=-1)[:, :-1], ((0, 0), (1, 0)))
+    keep_BV = jnp.put_along_axis(
+        jnp.zeros(logits_BV.shape, bool), order_BV, mass_before_BV < top_p, axis=-1, inplace=False
+    )
+    return jnp.where(keep_BV, logits_BV, -jnp.inf)
+
+
+def sample_tokens(logits_BV: jax.Array, keys_B: jax.Array, *, step: jax.Array | int, sampling: Sampling) -> jax.Array:
+    """Chooses the next token of each row.
+
+    Args:
+      logits_BV: logits of the next token, any float type.
+      keys_B: from make_row_keys.
+      step: number of the token within the response, from 0.
+      sampling: greedy, or temperature and top-p.
+
+    Returns:
+      Token ids, int32 [B].
+    """
+    logits_BV = logits_BV.astype(jnp.float32)
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    # Shifted before it is divided, so that a low temperature cannot overflow the likely tokens.
+    scaled_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / sampling.temperature
+    if sampling.top_p < 1:
+        scaled_BV = keep_nucleus(scaled_BV, top_p=sampling.top_p)
+    step_keys_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, step)
+    return jax.vmap(jax.random.categorical)(step_keys_B, scaled_BV).astype(jnp.int32)

@@ -1,0 +1,326 @@
+"""Mistral, whole: parameters, layers, forward pass, cached forward pass, and how each parameter is sharded.
+
+Llama-shaped models (SmolLM2) are the same model with no sliding window. Everything outside this folder sees a
+plain nested dict of parameters and the pure functions at the end. Not here: log-probs and losses (training/),
+reading and writing checkpoints of others (hf_weights.py).
+
+Dimensions: B batch, T query, S key, D model, F feed-forward, N heads, K key/value heads, H head size, V vocabulary,
+L layers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from zephyr_jax.model.attention import Coordinates, attention, choose_attention
+from zephyr_jax.recipe import ModelShape
+
+Params = dict[str, Any]
+
+INITIALIZER_STDDEV = 0.02  # Hugging Face's initializer_range for this family
+
+# Every parameter matches exactly one row; stacked layers carry the layer axis in front.
+PARTITION_RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"embedding", PartitionSpec("tensor", "fsdp")),
+    (r"layers/attention/(query|key|value)", PartitionSpec(None, "fsdp", "tensor", None)),
+    (r"layers/attention/output", PartitionSpec(None, "tensor", None, "fsdp")),
+    (r"layers/mlp/(gate|up)", PartitionSpec(None, "fsdp", "tensor")),
+    (r"layers/mlp/down", PartitionSpec(None, "tensor", "fsdp")),
+    (r"layers/(attention_norm|mlp_norm)/scale", PartitionSpec()),
+    (r"final_norm/scale", PartitionSpec()),
+    (r"head", PartitionSpec("fsdp", "tensor")),
+)
+
+
+class ModelSettings(NamedTuple):
+    """How the forward pass is computed, as opposed to what it computes.
+
+    Attributes:
+      compute_dtype: float32 or bfloat16, of matmuls and activations; norms, softmax and RoPE are float32.
+      attention: auto, xla, blockwise or cudnn; attention.choose_attention settles auto by the row's length.
+      remat: none (keep activations), full (keep each layer's input), dots (keep matmul results).
+    """
+
+    compute_dtype: str = "float32"
+    attention: str = "xla"
+    remat: str = "none"
+
+
+class KVCache(NamedTuple):
+    """Keys and values of past tokens, [L, B, S, K, H]; where they stand, int32 [B, S]; segment 0 is an empty slot."""
+
+    keys: jax.Array
+    values: jax.Array
+    positions: jax.Array
+    segments: jax.Array
+
+
+def rms_norm(x_BTD: jax.Array, scale_D: jax.Array, *, eps: float) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) * scale, computed in float32 (arXiv:1910.07467, eq. 4)."""
+    x32_BTD = x_BTD.astype(jnp.float32)
+    mean_square_BT1 = jnp.mean(jnp.square(x32_BTD), axis=-1, keepdims=True)
+    return (x32_BTD * jax.lax.rsqrt(mean_square_BT1 + eps) * scale_D).astype(x_BTD.dtype)
+
+
+def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, *, theta: float) -> jax.Array:
+    """Rotary position embedding in the half-split layout of Hugging Face (arXiv:2104.09864, eq. 34).
+
+    Dimension i of the first half turns with dimension i of the second, by position * theta^(-2i/H).
+    """
+    half = x_BTNH.shape[-1] // 2
+    frequencies_H = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles_BT1H = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies_H
+    cos, sin = jnp.cos(angles_BT1H), jnp.sin(angles_BT1H)
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BTNH.dtype)
+
+
+class Attention(nn.Module):
+    """Projections, RoPE, attention over the row or over the cache, output projection."""
+
+    shape: ModelShape
+    settings: ModelSettings
+
+    @nn.compact
+    def __call__(self, x_BTD, cache, query: Coordinates, key: Coordinates, slot):  # noqa: D102
+        s, init = self.shape, nn.initializers.normal(INITIALIZER_STDDEV)
+        D, N, K, H = s.hidden_size, s.num_attention_heads, s.num_key_value_heads, s.head_dim
+        query_DNH = self.param("query", init, (D, N, H))
+        key_DKH = self.param("key", init, (D, K, H))
+        value_DKH = self.param("value", init, (D, K, H))
+        output_NHD = self.param("output", init, (N, H, D))
+        q_BTNH = rotate(jnp.einsum("BTD,DNH->BTNH", x_BTD, query_DNH), query.positions, theta=s.rope_theta)
+        k_BSKH = rotate(jnp.einsum("BTD,DKH->BTKH", x_BTD, key_DKH), query.positions, theta=s.rope_theta)
+        v_BSKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, value_DKH)
+        if cache is not None:
+            past_k_BSKH, past_v_BSKH = cache
+            k_BSKH = jax.lax.dynamic_update_slice_in_dim(past_k_BSKH, k_BSKH.astype(past_k_BSKH.dtype), slot, axis=1)
+            v_BSKH = jax.lax.dynamic_update_slice_in_dim(past_v_BSKH, v_BSKH.astype(past_v_BSKH.dtype), slot, axis=1)
+            cache = (k_BSKH, v_BSKH)
+        out_BTNH = attention(
+            q_BTNH,
+            k_BSKH,
+            v_BSKH,
+            query=query,
+            key=key,
+            window=s.sliding_window,
+            implementation=self.settings.attention,
+        )
+        return jnp.einsum("BTNH,NHD->BTD", out_BTNH, output_NHD), cache
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)) (arXiv:2002.05202, eq. 6)."""
+
+    shape: ModelShape
+
+    @nn.compact
+    def __call__(self, x_BTD):  # noqa: D102
+        init, D, F = nn.initializers.normal(INITIALIZER_STDDEV), self.shape.hidden_size, self.shape.intermediate_size
+        gate_DF = self.param("gate", init, (D, F))
+        up_DF = self.param("up", init, (D, F))
+        down_FD = self.param("down", init, (F, D))
+        hidden_BTF = nn.silu(jnp.einsum("BTD,DF->BTF", x_BTD, gate_DF)) * jnp.einsum("BTD,DF->BTF", x_BTD, up_DF)
+        return jnp.einsum("BTF,FD->BTD", hidden_BTF, down_FD)
+
+
+class Scale(nn.Module):
+    """RMSNorm with its learned scale."""
+
+    shape: ModelShape
+
+    @nn.compact
+    def __call__(self, x_BTD):  # noqa: D102
+        scale_D = self.param("scale", nn.initializers.ones, (self.shape.hidden_size,))
+        return rms_norm(x_BTD, scale_D, eps=self.shape.rms_norm_eps)
+
+
+class Block(nn.Module):
+    """One pre-norm layer; the scan's body: (x, this layer's cache) -> (x, its new cache)."""
+
+    shape: ModelShape
+    settings: ModelSettings
+
+    @nn.compact
+    def __call__(self, x_BTD, cache, query: Coordinates, key: Coordinates, slot):  # noqa: D102
+        x_BTD = _over_rows(x_BTD)
+        normed_BTD = Scale(self.shape, name="attention_norm")(x_BTD)
+        mixed_BTD, cache = Attention(self.shape, self.settings, name="attention")(normed_BTD, cache, query, key, slot)
+        x_BTD = x_BTD + mixed_BTD
+        normed_BTD = Scale(self.shape, name="mlp_norm")(x_BTD)
+        return x_BTD + FeedForward(self.shape, name="mlp")(normed_BTD), cache
+
+
+class Mistral(nn.Module):
+    """Embedding, layers under one scan, final norm; the head is applied by whoever needs it, where it needs it."""
+
+    shape: ModelShape
+    settings: ModelSettings
+
+    @nn.compact
+    def __call__(self, tokens_BT, cache, query: Coordinates, key: Coordinates, slot):  # noqa: D102
+        s, init = self.shape, nn.initializers.normal(INITIALIZER_STDDEV)
+        embedding_VD = self.param("embedding", init, (s.vocab_size, s.hidden_size))
+        if not s.tie_word_embeddings:
+            self.param("head", init, (s.hidden_size, s.vocab_size))  # here so that it is initialised with the rest
+        layers = nn.scan(
+            _with_remat(Block, self.settings.remat),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=s.num_hidden_layers,
+        )(s, self.settings, name="layers")
+        x_BTD, cache = layers(_over_rows(_embed(embedding_VD, tokens_BT)), cache, query, key, slot)
+        return Scale(s, name="final_norm")(x_BTD), cache
+
+
+def _with_remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
+    if policy == "none":
+        return block
+    saved = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[policy]
+    return nn.remat(block, policy=saved, prevent_cse=False)  # the scan already keeps XLA from undoing it
+
+
+@jax.custom_vjp
+def _embed(embedding_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+    """Rows of the embedding; in bf16 the gradient of a frequent token is still summed in float32."""
+    return embedding_VD[tokens_BT]
+
+
+def _embed_forward(embedding_VD, tokens_BT):
+    return embedding_VD[tokens_BT], (embedding_VD, tokens_BT)
+
+
+def _embed_backward(saved, gradient_BTD):
+    embedding_VD, tokens_BT = saved
+    summed_VD = jnp.zeros(embedding_VD.shape, jnp.float32).at[tokens_BT].add(gradient_BTD.astype(jnp.float32))
+    return summed_VD.astype(embedding_VD.dtype), None
+
+
+_embed.defvjp(_embed_forward, _embed_backward)
+
+
+def _over_rows(x_BTD: jax.Array) -> jax.Array:
+    """Keeps activations split by rows, so that the compiler gathers parameters and never activations."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x_BTD
+    return jax.lax.with_sharding_constraint(x_BTD, PartitionSpec(("data", "fsdp"), None, None))
+
+
+def cast_params(params: Params, dtype: str) -> Params:
+    """Parameters in the compute dtype, norm scales left in float32.
+
+    Done once before the layers' scan and while still sharded: a cast inside the scan would gather float32 weights.
+    """
+    return jax.tree.map_with_path(
+        lambda path, leaf: leaf if path[-1].key == "scale" else leaf.astype(dtype),
+        params,
+    )
+
+
+def init_params(rng: jax.Array, shape: ModelShape) -> Params:
+    """Random float32 parameters: normal with standard deviation 0.02, norm scales 1.
+
+    Args:
+      rng: a JAX random key.
+      shape: the model's shape.
+
+    Returns:
+      embedding [V, D]; head [D, V] where untied; layers/... with L in front; final_norm/scale [D].
+    """
+    tokens_BT = jnp.zeros((1, 1), jnp.int32)
+    where = Coordinates(tokens_BT, tokens_BT, tokens_BT)
+    return Mistral(shape, ModelSettings()).init(rng, tokens_BT, None, where, where, 0)["params"]
+
+
+def abstract_params(shape: ModelShape) -> Params:
+    """The parameter tree as jax.ShapeDtypeStruct leaves; nothing is allocated."""
+    return jax.eval_shape(lambda: init_params(jax.random.key(0), shape))
+
+
+def hidden_states(
+    params: Params,
+    tokens_BT: jax.Array,
+    *,
+    shape: ModelShape,
+    settings: ModelSettings,
+    positions_BT: jax.Array,
+    segments_BT: jax.Array,
+    branches_BT: jax.Array | None = None,
+) -> jax.Array:
+    """Forward pass over whole rows.
+
+    Args:
+      params: the parameter tree, float32.
+      tokens_BT: token ids.
+      shape: the model's shape.
+      settings: dtype, attention and remat.
+      positions_BT: RoPE positions.
+      segments_BT: 0 for padding, else the dialogue or pair within the row.
+      branches_BT: see attention.Coordinates; None: all 0.
+
+    Returns:
+      Hidden states after the final norm, [B, T, D] in the compute dtype.
+    """
+    branches_BT = jnp.zeros_like(segments_BT) if branches_BT is None else branches_BT
+    where = Coordinates(positions_BT, segments_BT, branches_BT)
+    chosen = choose_attention(settings.attention, tokens_BT.shape[1], platform=jax.default_backend())
+    module = Mistral(shape, settings._replace(attention=chosen))
+    cast = cast_params(params, settings.compute_dtype)
+    return module.apply({"params": cast}, tokens_BT, None, where, where, 0)[0]
+
+
+def init_cache(shape: ModelShape, batch_size: int, *, length: int, dtype: str) -> KVCache:
+    """An empty cache of `length` slots a row."""
+    entries = (shape.num_hidden_layers, batch_size, length, shape.num_key_value_heads, shape.head_dim)
+    slots = jnp.zeros((batch_size, length), jnp.int32)
+    return KVCache(jnp.zeros(entries, dtype), jnp.zeros(entries, dtype), slots, slots)
+
+
+def hidden_states_cached(
+    params: Params,
+    tokens_BT: jax.Array,
+    cache: KVCache,
+    *,
+    shape: ModelShape,
+    settings: ModelSettings,
+    positions_BT: jax.Array,
+    segments_BT: jax.Array,
+    slot: jax.Array | int,
+) -> tuple[jax.Array, KVCache]:
+    """Forward pass of T new tokens a row, which are written into the cache and see all of it that is theirs.
+
+    Args:
+      params: the parameter tree, float32 or already cast by cast_params.
+      tokens_BT: new token ids.
+      cache: what came before.
+      shape: the model's shape.
+      settings: the dtype; attention is always xla here.
+      positions_BT: positions of the new tokens.
+      segments_BT: 1 for a token, 0 for padding.
+      slot: the cache slot of the first new token, the same for all rows.
+
+    Returns:
+      Hidden states after the final norm, [B, T, D], and the cache with T more entries.
+    """
+    positions_BS = jax.lax.dynamic_update_slice_in_dim(cache.positions, positions_BT, slot, axis=1)
+    segments_BS = jax.lax.dynamic_update_slice_in_dim(cache.segments, segments_BT, slot, axis=1)
+    query = Coordinates(positions_BT, segments_BT, jnp.zeros_like(segments_BT))
+    key = Coordinates(positions_BS, segments_BS, jnp.zeros_like(segments_BS))
+    cast = cast_params(params, settings.compute_dtype)
+    module = Mistral(shape, settings._replace(attention="xla", remat="none"))  # the queries are not the keys here
+    hidden_BTD, (keys, values) = module.apply(
+        {"params": cast}, tokens_BT, (cache.keys, cache.values), query, key, slot
+    )
+    return hidden_BTD, KVCache(keys, values, positions_BS, segments_BS)
+
+
+def head_matrix(params: Params, shape: ModelShape) -> jax.Array:
+    """The matrix [D, V] that turns hidden states into logits: the embedding transposed where they are tied."""
+    return params["embedding"].T if shape.tie_word_embeddings else params["head"]

@@ -1,0 +1,95 @@
+"""What flows from stage to stage, and the one error a user can cause. No JAX, no third-party import."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypedDict
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong: commands print its text alone and exit with status 2."""
+
+
+class Message(TypedDict):
+    """One turn of a dialogue; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Conversation:
+    """A validated dialogue: [system], then user and assistant in turn; the last message is an assistant's.
+
+    Attributes:
+      messages: the turns.
+      prompt_id: the row's own id, or None.
+      location: where the row was read, `file:line` (1-based), for messages to people.
+    """
+
+    messages: tuple[Message, ...]
+    prompt_id: str | None
+    location: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """A validated preference: one prompt, two different answers.
+
+    Attributes:
+      prompt: every message before the answer; its last message is a user's.
+      chosen: text of the preferred answer.
+      rejected: text of the other answer.
+      prompt_id: the row's own id, or None (ids may repeat).
+      location: where the row was read, `file:line` (1-based).
+      score_chosen: the judge's score, or None.
+      score_rejected: the judge's score, or None.
+    """
+
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    prompt_id: str | None
+    location: str
+    score_chosen: float | None = None
+    score_rejected: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used, and why: `location` is `file:line`, `reason` one phrase."""
+
+    location: str
+    reason: str
+
+
+@dataclasses.dataclass
+class ReadReport:
+    """What became of the rows of one data set; stages add what they cut or drop after reading.
+
+    Attributes:
+      num_rows: rows seen, bad ones included.
+      bad_rows: the unreadable ones.
+      dropped: reason -> number of good rows left out later (too long, ...).
+      cut: reason -> number of rows kept in a shortened form.
+    """
+
+    num_rows: int = 0
+    bad_rows: list[BadRow] = dataclasses.field(default_factory=list)
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    cut: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def count_dropped(self, reason: str) -> None:
+        """Adds one dropped row."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+
+    def count_cut(self, reason: str) -> None:
+        """Adds one shortened row."""
+        self.cut[reason] = self.cut.get(reason, 0) + 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """The counts alone, for summary.json."""
+        reasons: dict[str, int] = {}
+        for bad in self.bad_rows:
+            reasons[bad.reason] = reasons.get(bad.reason, 0) + 1
+        return {"rows": self.num_rows, "unreadable": reasons, "dropped": dict(self.dropped), "cut": dict(self.cut)}

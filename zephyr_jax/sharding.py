@@ -1,0 +1,116 @@
+"""The device mesh, and where arrays lie on it: parameters and optimizer state by a table, batches by rows.
+
+Generic: the table of a model's parameters stands beside the model. Not here: reading or computing anything.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from zephyr_jax import recipe
+from zephyr_jax.records import InputError
+
+Rules = Sequence[tuple[str, PartitionSpec]]
+
+ROW_AXES = ("data", "fsdp")  # the axes that share a batch's rows
+
+
+def make_mesh(mesh: recipe.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """A mesh with the axes data, fsdp, tensor over the devices.
+
+    Args:
+      mesh: axis sizes of the recipe.
+      devices: all of jax.devices() unless given.
+
+    Returns:
+      The mesh; its axes are of the Auto type: the compiler splits what the table leaves open.
+
+    Raises:
+      InputError: the devices cannot fill the mesh.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = recipe.resolve_mesh(mesh, len(devices))
+    return jax.make_mesh(
+        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=list(devices)
+    )
+
+
+def num_row_shards(mesh: jax.sharding.Mesh) -> int:
+    """Parts that a batch's rows are split into."""
+    return math.prod(mesh.shape[axis] for axis in ROW_AXES)
+
+
+def path_text(path: tuple[Any, ...]) -> str:
+    """A tree path as `layers/attention/query`; fields and indexes of optimizer states included."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def tree_shardings(tree: Any, rules: Rules, mesh: jax.sharding.Mesh) -> Any:
+    """The sharding of every leaf, by the one rule that its path matches.
+
+    A rule matches a whole path or the end of one after a slash, so a table of parameters covers optimizer moments
+    too. Scalars (step counts) lie everywhere and need no rule.
+
+    Args:
+      tree: leaves with a `shape`.
+      rules: (regular expression of the path, PartitionSpec).
+      mesh: the device mesh.
+
+    Returns:
+      The same tree with NamedSharding leaves.
+
+    Raises:
+      InputError: a dimension cannot be divided as its rule says.
+      ValueError: a leaf matches no rule, or more than one.
+    """
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        if not leaf.shape:
+            return NamedSharding(mesh, PartitionSpec())
+        name = path_text(path)
+        specs = [(pattern, spec) for pattern, spec in rules if re.fullmatch(rf"(?:.*/)?{pattern}", name)]
+        if len(specs) != 1:
+            matched = " and ".join(repr(pattern) for pattern, _ in specs) or "no row"
+            raise ValueError(f"sharding rules: {name} {tuple(leaf.shape)} matches {matched}, wanted exactly one row")
+        _check_divides(name, leaf.shape, specs[0][1], mesh)
+        return NamedSharding(mesh, specs[0][1])
+
+    return jax.tree.map_with_path(sharding, tree)
+
+
+def _check_divides(name: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: jax.sharding.Mesh) -> None:
+    for size, axis in zip(shape, spec, strict=False):
+        if axis is not None and size % mesh.shape[axis]:
+            divisors = [d for d in range(1, size + 1) if size % d == 0]
+            raise InputError(
+                f"mesh.{axis}: got {mesh.shape[axis]}, which does not divide a dimension of {size} in parameter "
+                f"{name} {shape}; wanted one of {', '.join(map(str, divisors[:12]))}"
+                + (", ..." if len(divisors) > 12 else "")
+            )
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The sharding of an array that lies whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_shardings(batch: Mapping[str, Any], mesh: jax.sharding.Mesh) -> dict[str, NamedSharding]:
+    """Shardings of a step batch: arrays [A, B, ...] by rows; those over pairs [A, P] and scalars [A] everywhere."""
+    rows = NamedSharding(mesh, PartitionSpec(None, ROW_AXES))
+    return {name: rows if np.ndim(array) == 3 else replicated(mesh) for name, array in batch.items()}
+
+
+def place_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    """Sends a step batch to the devices, each its own rows."""
+    shardings = batch_shardings(batch, mesh)
+    return {
+        name: jax.make_array_from_callback(array.shape, shardings[name], lambda index, array=array: array[index])
+        for name, array in batch.items()
+    }

@@ -1,0 +1,97 @@
+"""How a stage ends: the model as a Hugging Face folder, then summary.json, whose presence says that it is done."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from zephyr_jax.data.loader import StepBatches
+from zephyr_jax.model.hf_folder import save_model
+from zephyr_jax.recipe import ModelShape
+from zephyr_jax.records import ReadReport
+from zephyr_jax.stages.start import Run, say
+from zephyr_jax.training.loop import StageResult
+from zephyr_jax.training.metrics import write_json
+
+
+def is_done(run: Run, stage: str) -> bool:
+    """Whether the stage has ended: its summary is written last."""
+    return (run.folder / stage / "summary.json").exists()
+
+
+def read_summary(run: Run, stage: str) -> dict[str, Any]:
+    """A finished stage's summary."""
+    summary: dict[str, Any] = json.loads((run.folder / stage / "summary.json").read_text(encoding="utf-8"))
+    return summary
+
+
+def finish_stage(
+    run: Run,
+    stage: str,
+    *,
+    result: StageResult,
+    shape: ModelShape,
+    reports: Mapping[str, ReadReport],
+    batches: StepBatches,
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes model/ and summary.json, and says the stage in one line.
+
+    Args:
+      run: the run.
+      stage: its name.
+      result: what the loop gave.
+      shape: the model's shape.
+      reports: what became of the rows, by split.
+      batches: the training batches, for their statistics.
+      notes: further entries of the summary.
+    """
+    folder = run.folder / stage
+    save_model(
+        result.params,
+        folder / "model",
+        shape=shape,
+        dtype=run.recipe.model.compute_dtype,
+        tokenizer=run.tokenizer,
+        overwrite=True,
+    )
+    summary = {
+        "stage": stage,
+        "steps": batches.num_steps,
+        "metrics": result.metrics,
+        "eval_metrics": result.eval_metrics,
+        "num_tokens": result.num_tokens,
+        "seconds": round(result.seconds, 3),
+        "data_wait_share": round(result.data_wait_share, 5),
+        "data": {split: report.as_dict() for split, report in reports.items()},
+        "batches": batches.statistics(),
+        "devices": [str(device) for device in run.mesh.devices.flat],
+        "mesh": dict(run.mesh.shape),
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")}
+        | {"python": platform.python_version(), "backend": jax.default_backend()},
+    } | dict(notes or {})
+    write_json(folder / "summary.json", summary)
+    say(summary_line(summary))
+
+
+def summary_line(summary: Mapping[str, Any]) -> str:
+    """`dsft: 60 steps, 123,456 tokens in 70 s (1,763 tokens/s), loss 0.71, held out 0.74`."""
+    rate = summary["num_tokens"] / max(summary["seconds"], 1e-9)
+    text = (
+        f"{summary['stage']}: {summary['steps']} steps, {summary['num_tokens']:,} tokens in {summary['seconds']:,.0f} s "
+        f"({rate:,.0f} tokens/s), loss {summary['metrics'].get('loss', float('nan')):.4f}"
+    )
+    held_out = summary["eval_metrics"]
+    if held_out:
+        text += f", held out {held_out['eval/loss']:.4f}"
+        if "eval/rewards/accuracies" in held_out:
+            text += f" (reward accuracy {held_out['eval/rewards/accuracies']:.3f})"
+    lost = {split: report["unreadable"] | report["dropped"] for split, report in summary["data"].items()}
+    dropped = sum(sum(reasons.values()) for reasons in lost.values())
+    cut = sum(sum(report["cut"].values()) for report in summary["data"].values())
+    return text + f"; {dropped} rows dropped, {cut} cut"

@@ -1,0 +1,145 @@
+"""What every stage starts from: the model's shape, its parameters' source, the tokenizer, the device mesh.
+
+Not here: training, data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from zephyr_jax.data.chat import ChatTokenizer, load_chat_tokenizer
+from zephyr_jax.model.attention import choose_attention
+from zephyr_jax.model.mistral import PARTITION_RULES, ModelSettings, Params, abstract_params, init_params
+from zephyr_jax.model.sources import open_weights
+from zephyr_jax.model.weight_source import WeightSource, check_shape
+from zephyr_jax.recipe import ModelShape, Recipe
+from zephyr_jax.records import InputError
+from zephyr_jax.sharding import make_mesh, tree_shardings
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run: its recipe, its folder, the mesh it runs on, the tokenizer it talks through.
+
+    Attributes:
+      recipe: the recipe as resolved.
+      folder: output_dir/name.
+      mesh: the device mesh.
+      tokenizer: one tokenizer, template and BOS policy for training, scoring and generation.
+    """
+
+    recipe: Recipe
+    folder: Path
+    mesh: jax.sharding.Mesh
+    tokenizer: ChatTokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class StartModel:
+    """A model to start from: random weights where `source` is None."""
+
+    shape: ModelShape
+    source: WeightSource | None
+    seed: int
+
+    def load_params(self, shardings: Any) -> Params:
+        """Parameters, float32, each straight to its sharding."""
+        if self.source is not None:
+            return self.source.load_params(shardings)
+        return jax.jit(init_params, static_argnums=1, out_shardings=shardings)(jax.random.key(self.seed), self.shape)
+
+    def load_on(self, mesh: jax.sharding.Mesh) -> Params:
+        """Parameters, sharded over the mesh by the model's table."""
+        return self.load_params(tree_shardings(abstract_params(self.shape), PARTITION_RULES, mesh))
+
+    def fingerprint(self) -> str:
+        """Hash of the weights' content; of shape and seed where they are random."""
+        if self.source is not None:
+            return self.source.fingerprint()
+        text = json.dumps(["random", self.seed, self.shape.model_dump()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def open_run(recipe: Recipe) -> Run:
+    """Checks the mesh against the devices, then reads the tokenizer; nothing large is loaded.
+
+    Args:
+      recipe: the recipe.
+
+    Returns:
+      The run; its folder is not made yet.
+
+    Raises:
+      InputError: the devices cannot fill the mesh, or the tokenizer cannot be read or does not fit.
+    """
+    mesh = make_mesh(recipe.mesh)
+    tokenizer = load_chat_tokenizer(
+        _tokenizer_name(recipe),
+        chat_template=recipe.chat_template,
+        bos=recipe.bos,
+        empty_system_turn=recipe.empty_system_turn,
+    )
+    return Run(recipe=recipe, folder=Path(recipe.output_dir) / recipe.name, mesh=mesh, tokenizer=tokenizer)
+
+
+def _tokenizer_name(recipe: Recipe) -> str:
+    if recipe.tokenizer is not None:
+        return recipe.tokenizer
+    assert recipe.model.weights is not None  # the recipe's own check
+    return open_weights(recipe.model.weights).tokenizer
+
+
+def base_model(run: Run) -> StartModel:
+    """The model that the recipe starts from."""
+    model = run.recipe.model
+    source = None if model.weights is None else open_weights(model.weights)
+    if source is not None and model.shape is not None:
+        check_shape(model.shape, source.shape, weights=source.name)
+    shape = model.shape if source is None else source.shape
+    assert shape is not None  # the recipe's own check
+    return _fitting(StartModel(shape=shape, source=source, seed=run.recipe.seed), run)
+
+
+def stage_model(run: Run, stage: str) -> StartModel:
+    """The model that a finished stage of this run has written."""
+    source = open_weights(str(run.folder / stage / "model"))
+    return _fitting(StartModel(shape=source.shape, source=source, seed=run.recipe.seed), run)
+
+
+def _fitting(model: StartModel, run: Run) -> StartModel:
+    needed, there = run.tokenizer.vocab_size, model.shape.vocab_size
+    if needed > there:
+        raise InputError(
+            f"tokenizer {run.tokenizer.name}: has ids up to {needed - 1}, but the model's vocab_size is {there}; wanted "
+            f"a tokenizer that fits the model, or model.shape.vocab_size of at least {needed} for random weights"
+        )
+    return model
+
+
+def model_settings(recipe: Recipe, row_lengths: Iterable[int]) -> ModelSettings:
+    """Dtype, attention and remat; says which attention the rows of each length get.
+
+    Raises:
+      InputError: the attention asked for cannot run here.
+    """
+    model, platform = recipe.model, jax.default_backend()
+    chosen: dict[str, list[str]] = {}
+    for length in sorted(set(row_lengths)):
+        chosen.setdefault(choose_attention(model.attention, length, platform=platform), []).append(str(length))
+    kernels = "; ".join(f"{name} for rows of {', '.join(lengths)} tokens" for name, lengths in chosen.items())
+    how = "auto" if model.attention == "auto" else "as the recipe says"
+    say(f"attention: {kernels} ({how}); compute {model.compute_dtype} on {platform}")
+    return ModelSettings(compute_dtype=model.compute_dtype, attention=model.attention, remat=model.remat)

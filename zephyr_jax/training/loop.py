@@ -1,0 +1,272 @@
+"""The one loop of both stages: step, log, evaluate, save, go on after an interruption, stop cleanly.
+
+Not here: what is learnt (objectives.py), which rows a step sees (data/loader.py), where results go in the end
+(stages/).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from zephyr_jax.data.loader import StepBatches
+from zephyr_jax.data.prefetch import prefetch
+from zephyr_jax.model.mistral import PARTITION_RULES
+from zephyr_jax.recipe import StageOptions
+from zephyr_jax.sharding import place_batch, replicated, tree_shardings
+from zephyr_jax.training.checkpoint import Checkpoints
+from zephyr_jax.training.metrics import MetricsLog, ProgressBar
+from zephyr_jax.training.objectives import Objective
+from zephyr_jax.training.optimizer import make_optimizer, make_schedule
+from zephyr_jax.training.step import Metrics, TrainState, add_totals, finish, init_state, make_eval_step, make_train_step
+
+HOST_ARRAYS = ("num_tokens", "pair_rows")  # parts of a step batch that no device needs
+
+
+@dataclasses.dataclass(frozen=True)
+class StageTask:
+    """What the loop is to do.
+
+    Attributes:
+      name: the stage, for the bar and messages.
+      folder: the stage's folder: checkpoints/ and metrics.jsonl.
+      options: the stage's part of the recipe.
+      objective: (params, micro-batch) -> Totals.
+      abstract_params: shapes of the parameters.
+      load_params: (shardings) -> the parameters to start from; not called when a checkpoint is found.
+      batches: step batches as a function of the step.
+      complete: adds to a host batch what the objective needs beside the rows (reference log-probs).
+      evaluate: (params, step) -> metrics without the `eval/` prefix; None: no evaluation data.
+      check_first_step: called with the first step's metrics of a fresh run.
+      trackers: see MetricsLog.
+    """
+
+    name: str
+    folder: Path
+    options: StageOptions
+    objective: Objective
+    abstract_params: Any
+    load_params: Callable[[Any], Any]
+    batches: StepBatches
+    complete: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+    evaluate: Callable[[Any, int], Mapping[str, float]] | None = None
+    check_first_step: Callable[[Mapping[str, float]], None] | None = None
+    trackers: Sequence[str] = ()
+
+
+@dataclasses.dataclass
+class StageResult:
+    """What came of it: final parameters, the last metrics lines, tokens read and seconds taken (all sessions)."""
+
+    params: Any
+    metrics: dict[str, Any]
+    eval_metrics: dict[str, Any]
+    num_tokens: int
+    seconds: float
+    data_wait_share: float
+
+
+def run_stage(task: StageTask, *, mesh: jax.sharding.Mesh) -> StageResult:
+    """Trains from the start or from the newest checkpoint to the last step.
+
+    Args:
+      task: what to do.
+      mesh: the device mesh.
+
+    Returns:
+      The result; the last step is always saved.
+
+    Raises:
+      KeyboardInterrupt: SIGINT or SIGTERM came; the step under way was finished and saved.
+      FloatingPointError: the loss is not finite.
+    """
+    schedule = make_schedule(task.options, task.batches.num_steps)
+    optimizer = make_optimizer(task.options, schedule)
+    abstract_state = jax.eval_shape(lambda params: init_state(params, optimizer), task.abstract_params)
+    shardings = tree_shardings(abstract_state, PARTITION_RULES, mesh)
+    train_step = jax.jit(
+        make_train_step(task.objective, optimizer, schedule=schedule, max_grad_norm=task.options.max_grad_norm),
+        in_shardings=(shardings, None),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+    checkpoints = Checkpoints(task.folder / "checkpoints", keep=task.options.keep_checkpoints)
+    if checkpoints.latest_step() is None:
+        params = task.load_params(shardings.params)
+        opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
+        state = TrainState(step=jax.device_put(np.int32(0), shardings.step), params=params, opt_state=opt_state)
+        progress = {"step": 0, "num_tokens": 0, "seconds": 0.0}
+    else:
+        placed = jax.tree.map(lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), abstract_state, shardings)
+        state, progress = checkpoints.restore(placed)
+        _say(f"{task.name}: going on after step {progress['step']} of {task.batches.num_steps}")
+    return _Session(task, mesh, train_step, checkpoints, progress).run(state)
+
+
+def evaluate_batches(
+    objective: Objective, batches: StepBatches, *, complete: Callable, mesh: jax.sharding.Mesh
+) -> Callable[[Any], dict[str, float]]:
+    """An evaluation over all of `batches`, compiled once: params -> metrics, sums over counts of all rows."""
+    eval_step = jax.jit(make_eval_step(objective), out_shardings=replicated(mesh))
+
+    def evaluate(params: Any) -> dict[str, float]:
+        totals = None
+        for batch in batches.batches():
+            placed = place_batch(_for_device(complete(batch)), mesh)
+            one = jax.tree.map(lambda x: np.float64(x), jax.device_get(eval_step(params, placed)))
+            totals = one if totals is None else add_totals(totals, one)
+        return {name: float(value) for name, value in finish(totals).items()}
+
+    return evaluate
+
+
+class _Session:
+    """One sitting at a stage: from where the state stands to the last step, or to an interruption."""
+
+    def __init__(
+        self,
+        task: StageTask,
+        mesh: jax.sharding.Mesh,
+        train_step: jax.stages.Wrapped,
+        checkpoints: Checkpoints,
+        progress: dict[str, Any],
+    ):
+        self._task, self._mesh, self._train_step, self._checkpoints = task, mesh, train_step, checkpoints
+        self._start, self._num_tokens = progress["step"], progress["num_tokens"]
+        self._earlier_seconds, self._began = progress["seconds"], time.perf_counter()
+        self._log = MetricsLog(task.folder, after_step=self._start, trackers=task.trackers)
+        self._bar: ProgressBar | None = None
+        self._compiled: dict[tuple[int, ...], Callable[..., tuple[TrainState, Metrics]]] = {}
+
+    def run(self, state: TrainState) -> StageResult:
+        task, num_steps = self._task, self._task.batches.num_steps
+        if self._start == 0:
+            self._evaluate(state, 0)
+        elif self._start >= num_steps:
+            _say(f"{task.name}: all {num_steps} steps are done already")
+        self._bar = ProgressBar(task.name, total_steps=num_steps, done_steps=self._start)
+        wait_share = 0.0
+        began = time.perf_counter()
+        with _stop_requests() as stop, prefetch(self._placed_batches) as ready:
+            for step, num_tokens, batch in ready:
+                compiled = self._compiled_for(state, batch)
+                step_began = time.perf_counter()
+                state, metrics = compiled(state, batch)
+                values = {name: float(value) for name, value in jax.device_get(metrics).items()}  # waits for the step
+                self._record(step, values, num_tokens=num_tokens, seconds=time.perf_counter() - step_began)
+                every, last = task.options, step == num_steps
+                if last or (every.eval_every and step % every.eval_every == 0):
+                    self._evaluate(state, step)
+                if last or stop.requested or (every.save_every and step % every.save_every == 0):
+                    progress = {"num_tokens": self._num_tokens, "seconds": self._seconds()}
+                    self._checkpoints.save(state, step=step, progress=progress)
+                if stop.requested and not last:
+                    self._close()
+                    _say(f"{task.name}: stopped and saved after step {step}; the same command goes on from there")
+                    raise KeyboardInterrupt
+            wait_share = ready.waited_seconds / max(time.perf_counter() - began, 1e-9)
+        metrics, eval_metrics = self._log.last("loss"), self._log.last("eval/loss")
+        seconds = self._seconds()
+        self._close()
+        return StageResult(state.params, metrics, eval_metrics, self._num_tokens, seconds, wait_share)
+
+    def _placed_batches(self) -> Iterator[tuple[int, int, dict[str, jax.Array]]]:
+        for step in range(self._start + 1, self._task.batches.num_steps + 1):
+            batch = self._task.complete(self._task.batches.batch(step))
+            yield step, int(np.sum(batch["num_tokens"])), place_batch(_for_device(batch), self._mesh)
+
+    def _compiled_for(self, state: TrainState, batch: dict[str, jax.Array]) -> Callable:
+        """The train step for this batch's shape, compiled ahead of time so that step times hold no compilation."""
+        shape = batch["tokens"].shape
+        if shape not in self._compiled:
+            began = time.perf_counter()
+            self._compiled[shape] = self._train_step.lower(state, batch).compile()
+            rows = " x ".join(map(str, shape))
+            seconds = time.perf_counter() - began
+            _say(f"{self._task.name}: compiled the train step for {rows} tokens in {seconds:.1f} s", bar=self._bar)
+        return self._compiled[shape]
+
+    def _record(self, step: int, values: dict[str, float], *, num_tokens: int, seconds: float) -> None:
+        task = self._task
+        self._num_tokens += num_tokens
+        rate = num_tokens / seconds
+        assert self._bar is not None
+        self._bar.advance(loss=values["loss"], tokens_per_second=rate)
+        if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
+            raise FloatingPointError(
+                f"{task.name}: loss {values['loss']} and gradient norm {values['grad_norm']} at step {step}; the last "
+                "checkpoint is intact; a lower learning rate or float32 are the first things to try"
+            )
+        if step == 1 and task.check_first_step is not None:
+            task.check_first_step(values)
+        if step % task.options.log_every == 0 or step == task.batches.num_steps:
+            record = {"step": step, "epoch": round(step / task.batches.num_steps_per_epoch, 6)} | values
+            record |= {"num_tokens": self._num_tokens, "tokens_per_second": rate, "step_seconds": seconds}
+            self._log.write(record)
+
+    def _evaluate(self, state: TrainState, step: int) -> None:
+        if self._task.evaluate is None:
+            return
+        values = self._task.evaluate(state.params, step)
+        self._log.write({"step": step} | {f"eval/{name}": value for name, value in values.items()})
+        shown = {"loss": values["loss"]} | {n: v for n, v in values.items() if n in ("rewards/accuracies",)}
+        text = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        _say(f"{self._task.name}: step {step} of {self._task.batches.num_steps}, held out: {text}", bar=self._bar)
+
+    def _seconds(self) -> float:
+        return self._earlier_seconds + time.perf_counter() - self._began
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._checkpoints.close()
+        self._log.close()
+
+
+def _for_device(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array for name, array in batch.items() if name not in HOST_ARRAYS}
+
+
+def _say(text: str, *, bar: ProgressBar | None = None) -> None:
+    if bar is None:
+        print(text, file=sys.stderr, flush=True)
+    else:
+        bar.say(text)
+
+
+@dataclasses.dataclass
+class _Stop:
+    requested: bool = False
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[_Stop]:
+    """Turns SIGINT and SIGTERM into a request that the loop honours after the step under way; a second one is final."""
+    stop = _Stop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def request(number: int, frame: Any) -> None:
+        stop.requested = True
+        signal.signal(number, previous[number])
+        _say("stopping after this step; once more to stop at once")
+
+    try:
+        previous = {number: signal.signal(number, request) for number in signals}
+    except ValueError:  # signals can be handled in the main thread only
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,107 @@
+"""What a run says of itself: metrics.jsonl, TensorBoard events if asked for, and the progress bar.
+
+Not here: what the metrics mean (objectives.py) and the run's report.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from zephyr_jax.records import InputError
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file whole or not at all: into a temporary file beside it, then renamed."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+    os.replace(temporary, path)
+
+
+class MetricsLog:
+    """metrics.jsonl, one object a line, and the trackers that get the same numbers.
+
+    Args:
+      folder: the stage's folder.
+      after_step: the step that training goes on from: later lines, from before an interruption, are taken out.
+      trackers: "tensorboard" or nothing.
+    """
+
+    def __init__(self, folder: Path, *, after_step: int, trackers: Sequence[str] = ()):
+        self._path = folder / "metrics.jsonl"
+        self._keep_until(after_step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._events = _open_events(folder, after_step) if "tensorboard" in trackers else None
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends one line: `step` and what was measured there."""
+        self._file.write(json.dumps(dict(record)) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in record.items():
+                if name != "step":
+                    self._events.add_scalar(name, value, record["step"])
+
+    def last(self, name: str) -> dict[str, Any]:
+        """The newest line that has the metric, or {}."""
+        records = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        return next((record for record in reversed(records) if name in record), {})
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+    def _keep_until(self, step: int) -> None:
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # a line torn by a kill is later than any checkpoint
+                break
+            if step and record["step"] <= step:
+                kept.append(line + "\n")
+        temporary = self._path.with_suffix(".partial")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, self._path)
+
+
+def _open_events(folder: Path, after_step: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise InputError(
+            "trackers: tensorboard needs the package tensorboardX; pip install -e '.[tensorboard]', or leave it out"
+        ) from error
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=after_step + 1 if after_step else None)
+
+
+class ProgressBar:
+    """A bar on stderr over optimizer steps: rate, time left, tokens per second and the loss."""
+
+    def __init__(self, name: str, *, total_steps: int, done_steps: int):
+        self._bar = tqdm(desc=name, total=total_steps, initial=done_steps, unit="step", mininterval=0.5)
+
+    def advance(self, *, loss: float, tokens_per_second: float) -> None:
+        """One more step is done."""
+        self._bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
+        self._bar.update()
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        self._bar.write(text, file=self._bar.fp)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        self._bar.close()
