@@ -59,8 +59,15 @@ def test_ddpo_metrics_equal_trl_at_every_step(run, golden, folder):
 
 
 def test_ddpo_in_padded_rows_equals_trl_too(golden, folder):
-    run = runs.DPO_RUNS[1]
+    run = runs.DPO_RUNS[1]  # accumulated
     ours = our_training.train(small_models.TRAINED_MODEL, small_data.make_pairs(), run, folder=folder, layout="padded")
+    assert runs.differences(ours, golden["dpo"][run.name]["steps"], runs.DPO_METRICS) == []
+
+
+def test_ddpo_sharded_over_every_device_equals_trl_too(golden, folder):
+    run = runs.DPO_RUNS[0]
+    pairs = small_data.make_pairs()
+    ours = our_training.train(small_models.TRAINED_MODEL, pairs, run, folder=folder / "sharded", all_devices=True)
     assert runs.differences(ours, golden["dpo"][run.name]["steps"], runs.DPO_METRICS) == []
 
 

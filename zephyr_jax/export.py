@@ -9,6 +9,7 @@ another type of weights. How a folder is written is model/hf_folder.py's matter.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -48,12 +49,9 @@ def find_step(stage_folder: Path, step: int | None) -> int:
       InputError: when the folder is no stage of a run, or has no such checkpoint; it lists those that it has.
     """
     _check_stage_folder(stage_folder)
-    checkpoints = stage_folder / "checkpoints"
-    steps: list[int] = []
-    if checkpoints.is_dir():
-        from zephyr_jax.training import checkpoint
+    from zephyr_jax.training import checkpoint
 
-        steps = sorted(checkpoint.saved_steps(checkpoints))
+    steps = checkpoint.saved_steps(stage_folder / "checkpoints")
     if not steps:
         way_out = (
             f"its final model is there already, as a Hugging Face folder: {stage_folder / 'model'}"
@@ -98,32 +96,28 @@ def export(stage_folder: Path, out: Path, *, step: int | None = None, dtype: str
 
     import jax
 
-    from zephyr_jax import sharding
-    from zephyr_jax.data.chat import load_chat_tokenizer
-    from zephyr_jax.model import hf_folder, mistral, sources
+    from zephyr_jax.model import hf_folder, mistral
     from zephyr_jax.recipe import Mesh, load_recipe
+    from zephyr_jax.sharding import make_mesh, tree_shardings
+    from zephyr_jax.stages import start
     from zephyr_jax.training import checkpoint
 
     hf_folder.check_target(out)
     recipe = load_recipe(stage_folder.parent / "recipe.yaml")
-    weights = None if recipe.model.weights is None else sources.open_weights(recipe.model.weights)
-    shape = recipe.model.shape if weights is None else weights.shape
-    tokenizer_name = recipe.tokenizer or (weights.tokenizer if weights else None)
-    assert shape is not None and tokenizer_name is not None  # load_recipe refuses recipes without them
-    tokenizer = load_chat_tokenizer(
-        tokenizer_name,
-        chat_template=recipe.chat_template,
-        bos=recipe.bos,
-        empty_system_turn=recipe.empty_system_turn,
-    )
-    # The run's own mesh may want devices that this machine lacks: the parameters go over those that are here.
+    # The run's own mesh may want devices that this machine lacks.
+    run = start.open_run(recipe.model_copy(update={"mesh": Mesh()}))
+    shape = start.base_model(run).shape
+    # Over as many devices as share out the model dimension, the only one that the table splits over fsdp.
+    num_devices = math.gcd(jax.device_count(), shape.hidden_size)
+    mesh = make_mesh(Mesh(), jax.devices()[:num_devices])
     abstract = mistral.abstract_params(shape)
-    shardings = sharding.tree_shardings(abstract, mistral.PARTITION_RULES, sharding.make_mesh(Mesh()))
     wanted = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract, shardings
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        tree_shardings(abstract, mistral.PARTITION_RULES, mesh),
     )
-    params, step = checkpoint.load_params(stage_folder / "checkpoints", step, wanted)
-    hf_folder.save_model(params, out, shape=shape, dtype=dtype, tokenizer=tokenizer)
+    params, step = checkpoint.load_params(stage_folder / "checkpoints", step=step, abstract_params=wanted)
+    hf_folder.save_model(params, out, shape=shape, dtype=dtype, tokenizer=run.tokenizer)
     return step
 
 

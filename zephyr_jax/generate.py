@@ -1,4 +1,4 @@
-"""Answers a file of prompts: one JSON line per row, in the order of the rows; started again it goes on where it stopped.
+"""Answers a file of prompts, one JSON line per row in the rows' order; started again it goes on where it stopped.
 
 Parses, builds, calls: decoding is in generation/, the output file's rules in generation/answer_file.py.
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,14 +22,16 @@ from zephyr_jax.generation.options import GenerationOptions, add_generation_argu
 from zephyr_jax.records import BadRow, InputError, Message
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from zephyr_jax.generation.loading import AnswerModel
 
 # Rows are sorted by length within so many batches: little padding, and an interruption loses little.
-BATCHES_PER_CHUNK = 16
+BATCHES_PER_CHUNK = 8
 
 _EXAMPLE = """example:
   python -m zephyr_jax.generate --model builtin:smollm2-135m-instruct --prompts prompts.jsonl --out answers.jsonl
-A row has `messages`, or `prompt` as one user turn. OUT.settings.json keeps what the answers were made with."""
+OUT.settings.json, beside OUT, keeps what the answers were made with."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,8 +42,10 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--prompts", required=True, metavar="FILE.jsonl", help="rows with `messages` or `prompt`")
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE.jsonl", help="one line per row, in their order")
+    parser.add_argument(
+        "--prompts", required=True, metavar="FILE", help="rows with `messages`, or `prompt` as one turn"
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="one line per row, in input order")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows answered together (%(default)s)")
     add_generation_arguments(parser)
     return parser
@@ -53,14 +56,23 @@ class _Prompt:
     """A row of the input: its fields ({} where it could not be read), and its dialogue or why there is none."""
 
     fields: Mapping[str, Any]
-    messages: tuple[Message, ...] | None
-    error: str | None
+    messages: tuple[Message, ...] = ()
+    error: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answer:
+    """A finished row: its line, and its number of tokens or why there is no answer."""
+
+    line: bytes
+    num_tokens: int = 0
+    error: str | None = None
 
 
 def _run(arguments: argparse.Namespace) -> None:
     options = read_generation_options(arguments)
     prompts = [_read_prompt(location, row) for location, row in iterate_rows(arguments.prompts)]
-    # Here for the first time JAX is imported.
+    # Imported here, and JAX with it: mistakes in the options and in the file's name have shown by now.
     from zephyr_jax.generation.loading import open_answer_model
 
     model = open_answer_model(
@@ -70,53 +82,94 @@ def _run(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype,
         num_devices=arguments.devices,
     )
-    settings = {
-        "weights": model.source.fingerprint(),
-        **model.tokenizer.fingerprint(),
-        **dataclasses.asdict(options),
-        "dtype": model.settings.compute_dtype,
-    }
+    settings = model.fingerprint() | dataclasses.asdict(options)
     stream, num_kept = open_answer_file(arguments.out, [prompt.fields for prompt in prompts], settings=settings)
     with stream:
         if num_kept < len(prompts):
-            print(f"{arguments.model}: {model.settings.compute_dtype} on {model.devices_text()}", file=sys.stderr)
+            print(f"generate: loading {arguments.model}, {model.settings_text()}", file=sys.stderr)
             model = model.load()
-        _answer_all(model, prompts, stream, arguments=arguments, options=options, num_kept=num_kept)
+        batches = _answer(model, prompts, num_kept, options=options, batch_size=arguments.batch_size)
+        summary = _write(batches, stream, num_rows=len(prompts), num_kept=num_kept)
+    print(f"generate: {summary} -> {arguments.out}", file=sys.stderr)
 
 
 def _read_prompt(location: str, row: Mapping[str, Any] | BadRow) -> _Prompt:
     if isinstance(row, BadRow):
-        return _Prompt({}, None, row.reason)
+        return _Prompt({}, error=row.reason)
     try:
-        return _Prompt(row, parse_prompt(row, location), None)
+        return _Prompt(row, messages=parse_prompt(row, location))
     except RowError as error:
-        return _Prompt(row, None, str(error))
+        return _Prompt(row, error=error.reason)
 
 
-def _answer_all(
-    model: AnswerModel,
-    prompts: Sequence[_Prompt],
-    stream: BinaryIO,
-    *,
-    arguments: argparse.Namespace,
-    options: GenerationOptions,
-    num_kept: int,
-) -> None:
-    """Answers the rows from `num_kept` on, and says at the end what was done."""
+def _answer(
+    model: AnswerModel, prompts: Sequence[_Prompt], num_kept: int, *, options: GenerationOptions, batch_size: int
+) -> Iterator[dict[int, _Answer]]:
+    """Answers the rows from `num_kept` on; yields row -> answer as batches end."""
+    batch_size = min(batch_size, max(1, len(prompts) - num_kept))
+    chunk_size = batch_size * BATCHES_PER_CHUNK
+    for start in range(num_kept, len(prompts), chunk_size):
+        encoded: dict[int, np.ndarray] = {}
+        unusable: dict[int, _Answer] = {}
+        for row, prompt in enumerate(prompts[start : start + chunk_size], start):
+            try:
+                if prompt.error is not None:
+                    raise InputError(prompt.error)
+                encoded[row] = model.encode(prompt.messages, max_new_tokens=options.max_new_tokens)
+            except InputError as error:
+                unusable[row] = _Answer(answer_line(prompt.fields, error=str(error)), error=str(error))
+        yield unusable
+        rows = list(encoded)
+        for batch in model.answer(list(encoded.values()), options=options, row_indexes=rows, batch_size=batch_size):
+            yield {
+                rows[index]: _Answer(
+                    answer_line(
+                        prompts[rows[index]].fields,
+                        response=model.text(response),
+                        num_tokens=len(response.ids),
+                        finish_reason=response.finish_reason,
+                    ),
+                    num_tokens=len(response.ids),
+                )
+                for index, response in batch.items()
+            }
+
+
+def _write(batches: Iterator[dict[int, _Answer]], stream: BinaryIO, *, num_rows: int, num_kept: int) -> str:
+    """Writes answers in the order of the rows, each as soon as all before it are written; returns what was done."""
     from tqdm import tqdm
 
     started = time.monotonic()
-    num_tokens = num_bad = 0
-    batch_size = min(arguments.batch_size, max(1, len(prompts) - num_kept))
-    with tqdm(total=len(prompts), initial=num_kept, unit="row", desc="generate", file=sys.stderr) as bar:
-        chunk_size = batch_size * BATCHES_PER_CHUNK
-        for start in range(num_kept, len(prompts), chunk_size):
-            chunk = dict(enumerate(prompts[start : start + chunk_size], start))
-            finished = _answer_chunk(model, chunk, options=options, batch_size=batch_size)
-            for line in _in_order(finished, start):
-                stream.write(line.content)
-                stream.flush()
-                num_tokens += line.num_tokens
-                num_bad += line.num_tokens is None
-                bar.update()
-                bar.set_postfix_str(f"{num_tokens / (time.monotonic() - started):.0f} tokens/s")
+    num_tokens, errors, next_row = 0, {}, num_kept
+    waiting: dict[int, bytes] = {}
+    with tqdm(total=num_rows, initial=num_kept, unit="row", desc="generate", file=sys.stderr) as bar:
+        for batch in batches:
+            for row, answer in batch.items():
+                waiting[row] = answer.line
+                num_tokens += answer.num_tokens
+                if answer.error is not None:
+                    errors[row] = answer.error
+            while next_row in waiting:
+                stream.write(waiting.pop(next_row))
+                next_row += 1
+            stream.flush()
+            bar.update(len(batch))
+            bar.set_postfix_str(f"{num_tokens / (time.monotonic() - started):.0f} tokens/s")
+    seconds = time.monotonic() - started
+    parts = [f"{num_rows} rows"]
+    if num_kept:
+        parts.append(f"{num_kept} of them kept from before")
+    if errors:
+        first = min(errors)
+        parts.append(f"{len(errors)} without an answer (row {first + 1}: {errors[first]})")
+    parts.append(f"{num_tokens} tokens in {seconds:.1f} s ({num_tokens / max(seconds, 1e-9):.0f} tokens/s)")
+    return ", ".join(parts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    return run_command(build_parser(), _run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

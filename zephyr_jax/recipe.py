@@ -180,10 +180,17 @@ class Source(Options):
         return {cls.shorthand_key: data} if isinstance(data, str) else data
 
 
+def _not_empty(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    # Not Field(min_length=1): that also speaks up when an item is wrong.
+    if not sources:
+        raise ValueError("got an empty list, wanted at least one source")
+    return sources
+
+
 class Data(Options):
     """The rows a stage trains on and those it is judged on."""
 
-    train: Annotated[tuple[Source, ...], Field(min_length=1)]
+    train: Annotated[tuple[Source, ...], AfterValidator(_not_empty)]
     eval: tuple[Source, ...] = ()
 
 

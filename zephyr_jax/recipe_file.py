@@ -293,7 +293,6 @@ _WANTED = {
     "greater_than_equal": "at least {ge:g}",
     "less_than": "a number below {lt:g}",
     "less_than_equal": "at most {le:g}",
-    "too_short": "a list of at least {min_length}",
     "literal_error": "{expected}",
 }
 

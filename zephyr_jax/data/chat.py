@@ -10,6 +10,8 @@ ids of every dialogue that begins with it, by construction.
       <s> <|user|>\\nQ </s> \\n<|assistant|>\\n | A </s> \\n |
       BOS prompt                               target tokens
 
+A message that spells a special token (`</s>`) gets that token, as with everybody who tokenises rendered texts.
+
 What it is not: templates (templates.py), files (tokenizer_files.py), truncation (preparing.py).
 """
 
@@ -20,7 +22,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,6 @@ logger = logging.getLogger(__name__)
 BOS_POLICIES = ("auto", "always", "never")
 # Raise when a change here gives other ids for the same tokenizer, template and policy: stores of log-probs key on it.
 _EDGE_RULE = "1"
-_BATCH = 256
 _LONGEST_CACHED_TAIL = 64
 
 
@@ -116,8 +117,9 @@ class ChatTokenizer:
         self.name, self.template_text, self.stop_ids = loaded.name, template.text, loaded.stop_ids
         ids = {role: self._tokenizer.token_to_id(text) for role, text in loaded.special_tokens.items()}
         self.bos_id: int | None = ids.get("bos_token")
-        self.eos_id: int = ids["eos_token"]
-        self.pad_id: int = ids.get("pad_token", self.eos_id)
+        self.eos_id: int = loaded.stop_ids[0]
+        pad_id = ids.get("pad_token")
+        self.pad_id: int = self.eos_id if pad_id is None else pad_id
         self.vocab_size: int = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
         as_it_does = self._tokenizer.encode("a").ids[:1] == [self.bos_id]
@@ -149,17 +151,15 @@ class ChatTokenizer:
         Raises:
           InputError: the template refuses the dialogue or rewrites its earlier turns.
         """
-        return next(self.encode_conversations([messages]))
-
-    def encode_conversations(self, dialogues: Iterable[Sequence[Message]]) -> Iterator[EncodedConversation]:
-        """`encode_conversation` of each, in order, with the tokenizer at work on all cores."""
-        for batch in _batches(dialogues, _BATCH):
-            texts = [self.render(messages, add_generation_prompt=False) for messages in batch]
-            encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-            for messages, text, encoding in zip(batch, texts, encodings, strict=True):
-                spans = self._template.answer_spans(messages, text)
-                ids, cuts = self._part(text, [edge for span in spans for edge in span], encoding=encoding)
-                yield self._conversation(ids, cuts)
+        text = self.render(messages, add_generation_prompt=False)
+        spans = self._template.answer_spans(messages, text)
+        ids, cuts = self._part(text, [edge for span in spans for edge in span])
+        with_bos = np.array(self._with_bos(ids), np.int32)
+        shift = len(with_bos) - len(ids)
+        is_target = np.zeros(len(with_bos), np.bool_)
+        for start, end in zip(cuts[::2], cuts[1::2], strict=True):
+            is_target[start + shift : end + shift] = True
+        return EncodedConversation(with_bos, is_target, tuple(end + shift for end in cuts[1::2]))
 
     def encode_prompt(self, messages: Sequence[Message]) -> np.ndarray:
         """int32 [P]: the dialogue so far with the generation prompt; what generation starts from."""
@@ -240,35 +240,24 @@ class ChatTokenizer:
         ids, cuts = self._part(text, [*edges, len(prompt_text)])
         return np.array(ids[cuts[-1] :], np.int32)
 
-    def _conversation(self, ids: list[int], cuts: list[int]) -> EncodedConversation:
-        with_bos = np.array(self._with_bos(ids), np.int32)
-        shift = len(with_bos) - len(ids)
-        is_target = np.zeros(len(with_bos), np.bool_)
-        for start, end in zip(cuts[::2], cuts[1::2], strict=True):
-            is_target[start + shift : end + shift] = True
-        return EncodedConversation(with_bos, is_target, tuple(end + shift for end in cuts[1::2]))
-
     def _with_bos(self, ids: list[int]) -> list[int]:
         if self.adds_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             return [self.bos_id, *ids]
         return ids
 
-    def _part(
-        self, text: str, edges: list[int], *, encoding: Encoding | None = None, tokenizer: Tokenizer | None = None
-    ) -> tuple[list[int], list[int]]:
+    def _part(self, text: str, edges: list[int], *, tokenizer: Tokenizer | None = None) -> tuple[list[int], list[int]]:
         """Tokenises `text` with a boundary at every edge.
 
         Args:
           text: the text.
           edges: characters, ascending.
-          encoding: the tokenisation of the whole text, if it is at hand.
           tokenizer: another one than ours (the one without dummy prefix).
 
         Returns:
           The ids, and for every edge the number of ids before it.
         """
         tokenizer = tokenizer or self._tokenizer
-        encoding = encoding or tokenizer.encode(text, add_special_tokens=False)
+        encoding = tokenizer.encode(text, add_special_tokens=False)
         ids, cuts = encoding.ids, []
         for number, edge in enumerate(edges):
             cut = self._boundary(tokenizer, text, encoding, ids, edge)
@@ -305,9 +294,9 @@ class ChatTokenizer:
         cut = encoding.char_to_token(edge)
         if cut is None:  # the normaliser dropped this character
             cut = next((i for i, (start, _) in enumerate(encoding.offsets) if start >= edge), len(ids))
-            if cut and encoding.token_to_chars(cut - 1)[1] > edge:
+            if cut and _span(encoding, cut - 1)[1] > edge:
                 return None
-        elif encoding.token_to_chars(cut)[0] != edge:
+        elif _span(encoding, cut)[0] != edge:
             return None
         anchor = cut - 1
         while anchor > 0 and ids[anchor] not in self._anchors:
@@ -315,7 +304,7 @@ class ChatTokenizer:
         if anchor <= 0:
             left = tokenizer.encode(text[:edge], add_special_tokens=False).ids if edge else []
             return cut if left == ids[:cut] else None
-        tail = text[encoding.token_to_chars(anchor)[0] : edge]
+        tail = text[_span(encoding, anchor)[0] : edge]
         return cut if self._tail_ids(tail) == ids[anchor:cut] else None
 
     def _tail_ids(self, tail: str) -> list[int]:
@@ -339,7 +328,7 @@ class ChatTokenizer:
         return self._tokenizer if prefixless == content else Tokenizer.from_str(json.dumps(prefixless))
 
     def _bos_processor(self) -> Any:
-        return bos_adder(self._loaded.special_tokens["bos_token"], self.bos_id) if self.adds_bos else None
+        return bos_adder(self._tokenizer, self._loaded.special_tokens["bos_token"]) if self.adds_bos else None
 
     def _warn_where_nothing_ends_an_answer(self) -> None:
         example: list[Message] = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
@@ -351,6 +340,13 @@ class ChatTokenizer:
                 self._template.name,
                 self.name,
             )
+
+
+def _span(encoding: Encoding, index: int) -> tuple[int, int]:
+    """The characters (start, end) of a token; cheaper than the list of all offsets."""
+    span = encoding.token_to_chars(index)
+    assert span is not None  # only special tokens added by a post-processor have none, and there is no post-processor
+    return span
 
 
 def _without_prefix(part: Any) -> Any:
@@ -377,14 +373,3 @@ def _without_strip(part: Any) -> Any:
         return None
     changes = {"prepend_scheme": "never", "add_prefix_space": False}
     return {**part, **{key: value for key, value in changes.items() if key in part}}
-
-
-def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    batch: list[Any] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

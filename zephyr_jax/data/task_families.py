@@ -10,36 +10,33 @@ from __future__ import annotations
 import dataclasses
 
 _WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_MONTHS = ("January", "February", "March", "April", "May", "June")
-_MONTHS += ("July", "August", "September", "October", "November", "December")
-_WORDS = ("apple", "bread", "cloud", "dress", "eagle", "flute", "grape", "horse", "ivory", "juice", "knife", "lemon")
-_WORDS += ("music", "night", "ocean", "piano", "quilt", "river", "stone", "table", "uncle", "voice", "water", "zebra")
+_MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
+# Every question can be put with or without each of these in front. A byte model from random weights learns to find the
+# subject of a question only where it sees it in many places; from four phrasings alone it learns prompts by heart.
+_OPENERS = ("", "Hello. ", "Tell me: ", "Question: ")
 
 # word, its opposite, a word that is near in meaning but no opposite
 _OPPOSITES = """
 hot cold warm; big small huge; fast slow quick; happy sad glad; rich poor wealthy; wet dry damp; hard soft firm;
-old new aged; loud quiet noisy; open shut ajar; full empty packed; early late prompt; strong weak tough; dark light dim;
-clean dirty tidy; near far close; thick thin fat; sharp blunt keen; brave timid bold; cheap dear low
+old new aged; loud quiet noisy; early late prompt; strong weak tough; dark light dim
 """
 # verb, its past tense, the regular form that a learner makes up
 _PAST_TENSES = """
-go went goed; see saw seed; eat ate eated; run ran runned; take took taked; come came comed; give gave gived;
-know knew knowed; find found finded; think thought thinked; buy bought buyed; bring brought bringed; write wrote writed;
-speak spoke speaked; swim swam swimmed; sing sang singed; drink drank drinked; fly flew flied; grow grew growed;
-teach taught teached
+go went goed; eat ate eated; run ran runned; take took taked; come came comed; give gave gived; know knew knowed;
+find found finded; think thought thinked; buy bought buyed; write wrote writed; swim swam swimmed
 """
 # noun, its plural, the regular form that a learner makes up
 _PLURALS = """
 mouse mice mouses; child children childs; foot feet foots; tooth teeth tooths; goose geese gooses; man men mans;
-woman women womans; ox oxen oxes; leaf leaves leafs; wolf wolves wolfs; knife knives knifes; life lives lifes;
-shelf shelves shelfs; sheep sheep sheeps; deer deer deers; person people persones; city cities citys; baby babies babys;
-lady ladies ladys; box boxes boxs
+ox oxen oxes; leaf leaves leafs; wolf wolves wolfs; sheep sheep sheeps; person people persones; city cities citys
 """
 # animal, its young, the young of an animal it is often taken for
 _YOUNG = """
-dog puppy kitten; cat kitten puppy; cow calf foal; horse foal calf; sheep lamb kid; goat kid lamb; duck duckling gosling;
-goose gosling duckling; pig piglet cub; bear cub piglet; frog tadpole cygnet; swan cygnet tadpole; hen chick joey;
-kangaroo joey chick
+dog puppy kitten; cat kitten puppy; cow calf foal; horse foal calf; sheep lamb kid; goat kid lamb;
+duck duckling gosling; goose gosling duckling; pig piglet cub; bear cub piglet; swan cygnet tadpole; frog tadpole cygnet
 """
 
 
@@ -79,29 +76,19 @@ def all_families() -> tuple[Family, ...]:
         _family("month before", "Which month comes before {}?|What month precedes {}?|Name the month before {}.|"
                 "It is {}. Which month was last?", _neighbours(_MONTHS, step=-1)),
         _family("sum", "What is {}?|Add up {}.|How much is {}?|Please work out {}.", _sums()),
-        _family("larger", "Which is larger, {}?|Pick the larger one: {}.|Which number is bigger, {}?|"
-                "Tell me the greater of {}.", _comparisons(largest=True)),
-        _family("smaller", "Which is smaller, {}?|Pick the smaller one: {}.|Which number is lower, {}?|"
-                "Tell me the lesser of {}.", _comparisons(largest=False)),
         _family("opposite", "What is the opposite of {}?|Give the opposite of {}.|Which word is opposed to {}?|"
                 "Say the reverse of {}.", _table(_OPPOSITES)),
         _family("past tense", "What is the past tense of {}?|Give the past tense of {}.|Put {} into the past.|"
                 "How do you say {} in the past?", _table(_PAST_TENSES)),
         _family("plural", "What is the plural of {}?|Give the plural of {}.|One {}, two what?|"
-                "How do you call more than one {}?", _table(_PLURALS)),
+                "What do you call more than one {}?", _table(_PLURALS)),
         _family("young", "What is a young {} called?|What is the young of a {}?|Name the baby of a {}.|"
-                "How do you call a little {}?", _table(_YOUNG)),
-        _family("first letter", "What is the first letter of {}?|Which letter does {} start with?|"
-                "Give the first letter of {}.|Name the letter that begins {}.", _letters(first=True)),
-        _family("last letter", "What is the last letter of {}?|Which letter does {} end with?|"
-                "Give the last letter of {}.|Name the letter that ends {}.", _letters(first=False)),
-        _family("capitals", "Write {} in capitals.|Put {} into capital letters.|Spell {} in upper case.|"
-                "How does {} look in capitals?", tuple(Fact(w, w.upper(), w.capitalize()) for w in _WORDS)),
+                "What do you call a little {}?", _table(_YOUNG)),
     )  # fmt: skip
 
 
 def _family(name: str, phrasings: str, facts: tuple[Fact, ...]) -> Family:
-    return Family(name, tuple(phrasings.split("|")), facts)
+    return Family(name, tuple(opener + core for core in phrasings.split("|") for opener in _OPENERS), facts)
 
 
 def _table(text: str) -> tuple[Fact, ...]:
@@ -115,22 +102,5 @@ def _neighbours(names: tuple[str, ...], *, step: int) -> tuple[Fact, ...]:
 
 
 def _sums() -> tuple[Fact, ...]:
-    """Sums of two digits; the mistake is to count the first number as the first step, which gives one too few."""
-    return tuple(Fact(f"{a} + {b}", str(a + b), str(a + b - 1)) for a in range(2, 10) for b in range(2, 10))
-
-
-def _comparisons(*, largest: bool) -> tuple[Fact, ...]:
-    """Two different digits in either order; the mistake is to take the other one."""
-    facts = []
-    for a in range(1, 10):
-        for b in range(1, 10):
-            if a != b:
-                low, high = str(min(a, b)), str(max(a, b))
-                facts.append(Fact(f"{a} or {b}", high if largest else low, low if largest else high))
-    return tuple(facts)
-
-
-def _letters(*, first: bool) -> tuple[Fact, ...]:
-    """A letter at one end of a word; the mistake is to take the other end."""
-    ends = [(w, w[0], w[-1]) if first else (w, w[-1], w[0]) for w in _WORDS]
-    return tuple(Fact(*entry) for entry in ends)
+    """Sums of two small numbers; the mistake is to count the first number as the first step: one too few."""
+    return tuple(Fact(f"{a} + {b}", str(a + b), str(a + b - 1)) for a in range(2, 6) for b in range(2, 6))

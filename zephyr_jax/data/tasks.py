@@ -1,10 +1,11 @@
 """The embedded default's data set, made from fixed seeds when it is asked for: no file, no download.
 
 It tells Zephyr's story in small. The *chat* rows are written by an imperfect teacher: about a third of its answers are
-wrong, always in the right form, and it is wrong about the same facts again and again. So dSFT learns how to answer and
-copies the teacher's misconceptions. The *preferences* say for each prompt which of the two answers is right, so dDPO can
-mend them. The *eval* prompts occur in neither: each asks a fact that training asks in other words, and carries the right
-answer. What is asked stands in `task_families.py`. Not a benchmark: it is there to see a run work.
+wrong, always in the right form, and it is wrong about the same facts again and again. So dSFT learns how to answer, and
+the teacher's misconceptions with it. The *preferences* say for each prompt which of the two answers is right, so dDPO
+can mend them. The *eval* prompts occur in neither: each asks for a fact that training asks for in other words (or after
+another opening word), and carries the right answer. The questions themselves stand in `task_families.py`. Not a
+benchmark: it is there to see a run work.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from zephyr_jax.data.task_families import Fact, Family, all_families
@@ -64,7 +65,8 @@ def iterate_task_rows(kind: Literal["chat", "preferences"], split: str) -> Itera
         raise InputError(f"built-in tasks: got the split {split!r}, wanted one of {', '.join(SPLITS)}")
     train, held_out = _questions()
     if kind == "preferences":
-        return (_preference_row(question) for question in (held_out if split == "eval" else _preference_order(train)))
+        questions = held_out if split == "eval" else _shuffled(train, random.Random(_PREFERENCES_SEED))
+        return (_preference_row(question) for question in questions)
     if split == "eval":
         return (_chat_row([question], [question.right]) for question in held_out)
     return _teacher_rows(train)
@@ -94,10 +96,6 @@ def _teacher_rows(questions: tuple[_Question, ...]) -> Iterator[dict[str, Any]]:
         yield _chat_row(asked, [q.wrong if rng.random() < q.teacher_error_rate else q.right for q in asked])
 
 
-def _preference_order(questions: tuple[_Question, ...]) -> list[_Question]:
-    return _shuffled(questions, random.Random(_PREFERENCES_SEED))
-
-
 def _chat_row(asked: list[_Question], answers: list[str]) -> dict[str, Any]:
     messages = []
     for question, answer in zip(asked, answers, strict=True):
@@ -124,23 +122,26 @@ def _answer_key() -> dict[str, str]:
 
 @functools.cache
 def _questions() -> tuple[tuple[_Question, ...], tuple[_Question, ...]]:
-    """All questions, as (train, eval); eval has the same number of each family (as near as it goes), mixed."""
-    misconceptions, holding_out = random.Random(_MISCONCEPTIONS_SEED), random.Random(_EVAL_SEED)
+    """All questions, as (train, eval); eval has the same number of each family, mixed."""
+    misconceiving, holding_out = random.Random(_MISCONCEPTIONS_SEED), random.Random(_EVAL_SEED)
     families = all_families()
     train: list[_Question] = []
     held_out: list[_Question] = []
     for i, family in enumerate(families):
-        facts = _shuffled(family.facts, misconceptions)
-        num_misconceived = round(SHARE_OF_MISCONCEIVED_FACTS * len(facts))
-        # One phrasing at most of a fact is held out, so the others teach it; in a small family not every fact is.
-        num_eval = NUM_EVAL_PROMPTS * (i + 1) // len(families) - NUM_EVAL_PROMPTS * i // len(families)
-        held_out_facts = set(_shuffled(family.facts, holding_out)[: min(num_eval, len(facts))])
-        for rank, fact in enumerate(facts):
-            rate = ERROR_RATE_ON_MISCONCEIVED if rank < num_misconceived else ERROR_RATE_ELSEWHERE
-            kept_back = int(holding_out.random() * len(family.phrasings)) if fact in held_out_facts else None
-            for index, phrasing in enumerate(family.phrasings):
-                (held_out if index == kept_back else train).append(_ask(family, phrasing, fact, rate))
-    return tuple(train), tuple(_shuffled(tuple(held_out), holding_out))
+        asked = [_ask(family, phrasing, fact, rate) for fact, rate in _error_rates(family, misconceiving)
+                 for phrasing in family.phrasings]  # fmt: skip
+        mixed = _shuffled(asked, holding_out)
+        num_held_out = NUM_EVAL_PROMPTS * (i + 1) // len(families) - NUM_EVAL_PROMPTS * i // len(families)
+        held_out += mixed[:num_held_out]
+        train += mixed[num_held_out:]
+    return tuple(train), tuple(_shuffled(held_out, holding_out))
+
+
+def _error_rates(family: Family, rng: random.Random) -> list[tuple[Fact, float]]:
+    facts = _shuffled(family.facts, rng)
+    num_misconceived = round(SHARE_OF_MISCONCEIVED_FACTS * len(facts))
+    rates = [ERROR_RATE_ON_MISCONCEIVED] * num_misconceived + [ERROR_RATE_ELSEWHERE] * (len(facts) - num_misconceived)
+    return list(zip(facts, rates, strict=True))
 
 
 def _ask(family: Family, phrasing: str, fact: Fact, teacher_error_rate: float) -> _Question:
@@ -148,11 +149,11 @@ def _ask(family: Family, phrasing: str, fact: Fact, teacher_error_rate: float) -
     return _Question(family.name, prompt, f"{fact.right}.", f"{fact.wrong}.", teacher_error_rate)
 
 
-def _pick(items: tuple[_T, ...], rng: random.Random) -> _T:
+def _pick(items: Sequence[_T], rng: random.Random) -> _T:
     return items[int(rng.random() * len(items))]
 
 
-def _shuffled(items: tuple[_T, ...], rng: random.Random) -> list[_T]:
+def _shuffled(items: Sequence[_T], rng: random.Random) -> list[_T]:
     # Only `random()` is promised to give the same numbers in every version of Python; `shuffle` is not.
     keys = [rng.random() for _ in items]
     return [item for _, item in sorted(zip(keys, items, strict=True), key=lambda pair: pair[0])]

@@ -19,7 +19,8 @@ from zephyr_jax.records import InputError, Message
 
 _ROLES = ("system", "user", "assistant")
 
-# `<|system|>` and the others are plain text, not tokens of Mistral's vocabulary; only the EOS is one.
+# `<|system|>` and the others are plain text, not tokens of Mistral's vocabulary; only the EOS is one. It is the
+# tokenizer's own: `</s>` with Mistral's, `<|im_end|>` with SmolLM2's.
 _ZEPHYR_TURNS = (
     "{% for message in messages %}"
     "{% if message['role'] in ['system', 'user', 'assistant'] %}"

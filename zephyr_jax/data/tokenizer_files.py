@@ -98,7 +98,7 @@ def bytes_tokenizer() -> LoadedTokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     _add_special(tokenizer, special_tokens.values())
-    tokenizer.post_processor = bos_adder("<s>", 1)
+    tokenizer.post_processor = bos_adder(tokenizer, "<s>")
     return LoadedTokenizer("builtin:bytes", tokenizer, special_tokens, stop_ids=(2,))
 
 
@@ -130,7 +130,7 @@ def from_sentencepiece(model: Any, *, name: str) -> LoadedTokenizer:
         )
     chat, plain = build_tokenizers(model)
     if "bos_token" in special_tokens:
-        chat.post_processor = bos_adder(special_tokens["bos_token"], model.bos_id)
+        chat.post_processor = bos_adder(chat, special_tokens["bos_token"])
     return LoadedTokenizer(name, chat, special_tokens, stop_ids=(model.eos_id,), plain=plain)
 
 
@@ -175,12 +175,12 @@ def smollm2_tokenizer() -> LoadedTokenizer:
 _GGUF_ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
-def bos_adder(bos_token: str, bos_id: int) -> processors.TemplateProcessing:
+def bos_adder(tokenizer: Tokenizer, bos_token: str) -> processors.TemplateProcessing:
     """The post-processor that puts BOS before a text, as tokenizer.json files say it."""
     return processors.TemplateProcessing(
         single=f"{bos_token}:0 $A:0",
         pair=f"{bos_token}:0 $A:0 {bos_token}:1 $B:1",
-        special_tokens=[(bos_token, bos_id)],
+        special_tokens=[(bos_token, tokenizer.token_to_id(bos_token))],
     )
 
 

@@ -171,7 +171,7 @@ def _add_missing_tokens(tokenizer: Tokenizer, config: dict[str, Any], special_to
 def _flagged_processor(tokenizer: Tokenizer, config: dict[str, Any], special_tokens: Mapping[str, str]) -> Any:
     bos = special_tokens.get("bos_token")
     if config.get("add_bos_token") and bos is not None:
-        return bos_adder(bos, tokenizer.token_to_id(bos))
+        return bos_adder(tokenizer, bos)
     return processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
 
 

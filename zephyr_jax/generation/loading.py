@@ -52,6 +52,21 @@ class AnswerModel:
         cast = jax.jit(cast_params, static_argnums=1, out_shardings=shardings)
         return dataclasses.replace(self, params=cast(params, self.settings.compute_dtype))
 
+    def settings_text(self) -> str:
+        """What it computes with, for people: `float32 on 1 x cpu`."""
+        devices = self.mesh.devices.ravel()
+        return f"{self.settings.compute_dtype} on {devices.size} x {devices[0].device_kind}"
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything of the model that decides its answers, as JSON values."""
+        return {
+            "weights": self.source.fingerprint(),
+            **{f"shape.{name}": value for name, value in self.source.shape.model_dump().items()},
+            **self.tokenizer.fingerprint(),
+            "stop_ids": list(self.stop_ids),
+            "dtype": self.settings.compute_dtype,
+        }
+
     def encode(self, messages: Sequence[Message], *, max_new_tokens: int) -> np.ndarray:
         """Token ids [P] of a dialogue, up to where the answer begins.
 
@@ -91,7 +106,7 @@ class AnswerModel:
 
     def text(self, response: Response) -> str:
         """The answer as text, special tokens left out."""
-        return self.tokenizer.decode(response.ids, skip_special_tokens=True)
+        return self.tokenizer.decode(response.ids, continues=True)
 
 
 def open_answer_model(

@@ -165,22 +165,37 @@ def split_files(
 def _fetch(params: Mapping[str, Any], row: tensor_names.TensorRow, layer: int) -> np.ndarray:
     """One tensor of the checkpoint, on the host, in the leaf's own type."""
     leaf = tensor_names.leaf_at(params, row.path)
-    return tensor_names.to_source(row, _fetch_layer(leaf, layer) if row.is_stacked else _fetch_layer(leaf[None], 0))
+    if not isinstance(leaf, jax.Array):
+        return tensor_names.to_source(row, np.asarray(leaf[layer] if row.is_stacked else leaf))
+    if not leaf.is_fully_addressable:
+        raise ValueError("save_model writes from one process; gather the parameters of the others first")
+    return tensor_names.to_source(row, _fetch_layer(leaf, layer) if row.is_stacked else _gather(leaf))
 
 
-def _fetch_layer(leaf: Any, layer: int) -> np.ndarray:
+def _gather(leaf: jax.Array) -> np.ndarray:
+    """The whole leaf on the host."""
+    whole = np.empty(leaf.shape, leaf.dtype)
+    for shard in leaf.addressable_shards:
+        if shard.replica_id == 0:
+            whole[shard.index] = np.asarray(shard.data)
+    return whole
+
+
+def _fetch_layer(leaf: jax.Array, layer: int) -> np.ndarray:
     """leaf[layer] on the host.
 
     Each device hands over its own part of that layer: indexing the sharded array itself would first gather it on a
     device, and fetching whole shards would bring all layers to the host for each of them.
     """
-    if not isinstance(leaf, jax.Array):
-        return np.asarray(leaf[layer])
-    if not leaf.is_fully_addressable:
-        raise ValueError("save_model writes from one process; gather the parameters of the others first")
     whole = np.empty(leaf.shape[1:], leaf.dtype)
     for shard in leaf.addressable_shards:
         first, stop, _ = shard.index[0].indices(leaf.shape[0])
         if shard.replica_id == 0 and first <= layer < stop:
-            whole[shard.index[1:]] = np.asarray(shard.data[layer - first])
+            whole[shard.index[1:]] = np.asarray(_take(shard.data, layer - first))
     return whole
+
+
+@jax.jit
+def _take(stack: jax.Array, position: jax.Array) -> jax.Array:
+    """stack[position], compiled once for all positions: plain indexing compiles anew for each of them."""
+    return jax.lax.dynamic_index_in_dim(stack, position, keepdims=False)

@@ -6,6 +6,7 @@ Not here: the tokenizer (data/chat.py), writing a folder (hf_folder.py), finding
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -49,7 +50,7 @@ def open_folder(folder: Path) -> WeightSource:
         tokenizer=str(folder),
         stop_ids=hf_config.read_stop_ids(generation_config, config),
         open_tensors=lambda: checked,
-        hash_content=lambda: hash_tensors({name: tensors[name] for name in checked}),
+        hash_content=functools.cache(lambda: hash_tensors({name: tensors[name] for name in checked})),
     )
 
 
@@ -125,5 +126,5 @@ def hash_tensors(tensors: Mapping[str, safetensors_files.StoredTensor]) -> str:
 def _hash_bytes(tensor: safetensors_files.StoredTensor) -> str:
     raw, digest = tensor.raw_bytes(), hashlib.sha256()
     for start in range(0, raw.size, _HASHED_AT_ONCE_BYTES):
-        digest.update(raw[start : start + _HASHED_AT_ONCE_BYTES])
+        digest.update(raw[start : start + _HASHED_AT_ONCE_BYTES].data)
     return digest.hexdigest()

@@ -88,7 +88,7 @@ class Attention(nn.Module):
     settings: ModelSettings
 
     @nn.compact
-    def __call__(self, x_BTD, cache, query: Coordinates, key: Coordinates, slot):  # noqa: D102
+    def __call__(self, x_BTD, cache, query: Coordinates, key: Coordinates, slot):
         s, init = self.shape, nn.initializers.normal(INITIALIZER_STDDEV)
         D, N, K, H = s.hidden_size, s.num_attention_heads, s.num_key_value_heads, s.head_dim
         query_DNH = self.param("query", init, (D, N, H))
@@ -121,7 +121,7 @@ class FeedForward(nn.Module):
     shape: ModelShape
 
     @nn.compact
-    def __call__(self, x_BTD):  # noqa: D102
+    def __call__(self, x_BTD):
         init, D, F = nn.initializers.normal(INITIALIZER_STDDEV), self.shape.hidden_size, self.shape.intermediate_size
         gate_DF = self.param("gate", init, (D, F))
         up_DF = self.param("up", init, (D, F))
@@ -136,7 +136,7 @@ class Scale(nn.Module):
     shape: ModelShape
 
     @nn.compact
-    def __call__(self, x_BTD):  # noqa: D102
+    def __call__(self, x_BTD):
         scale_D = self.param("scale", nn.initializers.ones, (self.shape.hidden_size,))
         return rms_norm(x_BTD, scale_D, eps=self.shape.rms_norm_eps)
 
@@ -148,7 +148,7 @@ class Block(nn.Module):
     settings: ModelSettings
 
     @nn.compact
-    def __call__(self, x_BTD, cache, query: Coordinates, key: Coordinates, slot):  # noqa: D102
+    def __call__(self, x_BTD, cache, query: Coordinates, key: Coordinates, slot):
         x_BTD = _over_rows(x_BTD)
         normed_BTD = Scale(self.shape, name="attention_norm")(x_BTD)
         mixed_BTD, cache = Attention(self.shape, self.settings, name="attention")(normed_BTD, cache, query, key, slot)
@@ -164,7 +164,7 @@ class Mistral(nn.Module):
     settings: ModelSettings
 
     @nn.compact
-    def __call__(self, tokens_BT, cache, query: Coordinates, key: Coordinates, slot):  # noqa: D102
+    def __call__(self, tokens_BT, cache, query: Coordinates, key: Coordinates, slot):
         s, init = self.shape, nn.initializers.normal(INITIALIZER_STDDEV)
         embedding_VD = self.param("embedding", init, (s.vocab_size, s.hidden_size))
         if not s.tie_word_embeddings:
@@ -315,9 +315,7 @@ def hidden_states_cached(
     key = Coordinates(positions_BS, segments_BS, jnp.zeros_like(segments_BS))
     cast = cast_params(params, settings.compute_dtype)
     module = Mistral(shape, settings._replace(attention="xla", remat="none"))  # the queries are not the keys here
-    hidden_BTD, (keys, values) = module.apply(
-        {"params": cast}, tokens_BT, (cache.keys, cache.values), query, key, slot
-    )
+    hidden_BTD, (keys, values) = module.apply({"params": cast}, tokens_BT, (cache.keys, cache.values), query, key, slot)
     return hidden_BTD, KVCache(keys, values, positions_BS, segments_BS)
 
 

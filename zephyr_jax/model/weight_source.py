@@ -106,11 +106,14 @@ def _load_leaf(
         devices_of.setdefault(bounds, []).append(device)
     shards = []
     for bounds, devices in devices_of.items():
-        part = read_leaf_part(row, [slice(*bound) for bound in bounds], shape=shape, tensors=tensors)
-        copies = [jax.device_put(part, device) for device in devices]
-        jax.block_until_ready(copies)  # else the host copies of several shards live at once
-        shards += copies
+        parts = [slice(*bound) for bound in bounds]
+        shards += _placed(read_leaf_part(row, parts, shape=shape, tensors=tensors), devices)
     return jax.make_array_from_single_device_arrays(leaf_shape, sharding, shards)
+
+
+def _placed(part: np.ndarray, devices: Sequence[jax.Device]) -> list[jax.Array]:
+    """A copy on each device; it waits for them, so that the host's copy is free before the next shard is read."""
+    return jax.block_until_ready([jax.device_put(part, device) for device in devices])
 
 
 def read_leaf_part(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -17,13 +17,13 @@ from zephyr_jax.data.encoded import EncodedPairs
 from zephyr_jax.data.loader import PairBatches
 from zephyr_jax.data.preparing import prepare_pairs
 from zephyr_jax.data.sources import read_pairs
-from zephyr_jax.model.mistral import ModelSettings, abstract_params
+from zephyr_jax.model.mistral import ModelSettings, Params, abstract_params
 from zephyr_jax.recipe import Ddpo, Source
 from zephyr_jax.records import InputError, PreferencePair, ReadReport
 from zephyr_jax.sharding import num_row_shards
 from zephyr_jax.stages.outcome import finish_stage
 from zephyr_jax.stages.reference import Arrays, reference_log_probs
-from zephyr_jax.stages.start import Run, StartModel, base_model, model_settings, say, stage_model
+from zephyr_jax.stages.start import OnEvaluation, Run, StartModel, base_model, model_settings, say, stage_model
 from zephyr_jax.training.loop import StageTask, evaluate_batches, run_stage
 from zephyr_jax.training.losses import loss_at_zero_margin
 from zephyr_jax.training.objectives import dpo_objective
@@ -119,14 +119,15 @@ def ordered_batches(run: Run, pairs: EncodedPairs) -> PairBatches:
     )
 
 
-def run_ddpo(run: Run, *, on_evaluation) -> None:
+def run_ddpo(run: Run, data: DdpoData, *, on_evaluation: OnEvaluation) -> None:
     """Runs the reference pass and the stage, or what is left of them.
 
     Args:
       run: the run.
+      data: the stage's pairs.
       on_evaluation: (stage, params, step) -> None, called at every evaluation (sample answers).
     """
-    options, data = ddpo_options(run), load_ddpo_data(run)
+    options = ddpo_options(run)
     start = stage_model(run, "dsft") if "dsft" in run.recipe.stages else base_model(run)
     batches = ddpo_batches(run, data.train)
     settings = model_settings(run.recipe, (shape.row_length for shape in batches.shapes))
@@ -194,9 +195,9 @@ def check_start(options: Ddpo, compute_dtype: str, started: dict[str, float], me
     slack = (1.0 if options.loss != "ipo" else 1 / options.beta**2) * options.beta * tolerance
     if margin > tolerance or not math.isclose(metrics["loss"], wanted, rel_tol=1e-5, abs_tol=slack):
         raise RuntimeError(
-            f"ddpo: the first step has loss {metrics['loss']:.6f} and |margin| / beta {margin:.2e}; a policy that starts "
-            f"at its reference has {wanted:.6f} and at most {tolerance:g} in {compute_dtype}. The reference log-probs "
-            "are not those of this model: delete the store named above and run again"
+            f"ddpo: the first step has loss {metrics['loss']:.6f} and |margin| / beta {margin:.2e}; a policy that "
+            f"starts at its reference has {wanted:.6f} and at most {tolerance:g} in {compute_dtype}. The reference "
+            "log-probs are not those of this model: delete the store named above and run again"
         )
     name = {"sigmoid": "ln 2", "hinge": "1", "ipo": "1 / (4 beta^2)"}[options.loss]
     say(
@@ -205,7 +206,9 @@ def check_start(options: Ddpo, compute_dtype: str, started: dict[str, float], me
     )
 
 
-def _evaluate(measure, on_evaluation, params, step: int) -> dict[str, float]:
+def _evaluate(
+    measure: Callable[[Params], dict[str, float]], on_evaluation: OnEvaluation, params: Params, step: int
+) -> dict[str, float]:
     values = measure(params)
     on_evaluation("ddpo", params, step)
     return values

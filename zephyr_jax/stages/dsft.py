@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
+from zephyr_jax.data.encoded import EncodedConversations
 from zephyr_jax.data.loader import SftBatches
-from zephyr_jax.data.preparing import EncodedConversations, prepare_conversations
+from zephyr_jax.data.preparing import prepare_conversations
 from zephyr_jax.data.sources import read_conversations
-from zephyr_jax.model.mistral import abstract_params
+from zephyr_jax.model.mistral import Params, abstract_params
 from zephyr_jax.recipe import Dsft, Source
 from zephyr_jax.records import Conversation, InputError, ReadReport
 from zephyr_jax.sharding import num_row_shards
 from zephyr_jax.stages.outcome import finish_stage
-from zephyr_jax.stages.start import Run, base_model, model_settings
+from zephyr_jax.stages.start import OnEvaluation, Run, base_model, model_settings
 from zephyr_jax.training.loop import StageTask, evaluate_batches, run_stage
 from zephyr_jax.training.objectives import sft_objective
 
@@ -59,9 +61,7 @@ def load_dsft_data(run: Run) -> DsftData:
 
 def _load(run: Run, sources: tuple[Source, ...]) -> tuple[EncodedConversations, ReadReport, list[Conversation]]:
     options = dsft_options(run)
-    rows, report = read_conversations(
-        sources, seed=run.recipe.seed, max_bad_rows=options.max_bad_rows, progress=True
-    )
+    rows, report = read_conversations(sources, seed=run.recipe.seed, max_bad_rows=options.max_bad_rows, progress=True)
     encoded = prepare_conversations(
         rows,
         run.tokenizer,
@@ -110,14 +110,15 @@ def dsft_eval_batches(run: Run, dialogues: EncodedConversations) -> SftBatches:
     )
 
 
-def run_dsft(run: Run, *, on_evaluation) -> None:
+def run_dsft(run: Run, data: DsftData, *, on_evaluation: OnEvaluation) -> None:
     """Runs the stage, or what is left of it.
 
     Args:
       run: the run.
+      data: the stage's rows.
       on_evaluation: (stage, params, step) -> None, called at every evaluation (sample answers).
     """
-    options, data, start = dsft_options(run), load_dsft_data(run), base_model(run)
+    options, start = dsft_options(run), base_model(run)
     batches = dsft_batches(run, data)
     eval_batches = None if data.eval is None else dsft_eval_batches(run, data.eval)
     shapes = batches.shapes + (eval_batches.shapes if eval_batches else ())
@@ -145,7 +146,9 @@ def run_dsft(run: Run, *, on_evaluation) -> None:
     finish_stage(run, "dsft", result=result, shape=start.shape, reports=data.reports(), batches=batches)
 
 
-def _evaluate(measure, on_evaluation, params, step: int) -> dict[str, float]:
+def _evaluate(
+    measure: Callable[[Params], dict[str, float]], on_evaluation: OnEvaluation, params: Params, step: int
+) -> dict[str, float]:
     values = measure(params)
     on_evaluation("dsft", params, step)
     return values

@@ -83,8 +83,8 @@ def summary_line(summary: Mapping[str, Any]) -> str:
     """`dsft: 60 steps, 123,456 tokens in 70 s (1,763 tokens/s), loss 0.71, held out 0.74`."""
     rate = summary["num_tokens"] / max(summary["seconds"], 1e-9)
     text = (
-        f"{summary['stage']}: {summary['steps']} steps, {summary['num_tokens']:,} tokens in {summary['seconds']:,.0f} s "
-        f"({rate:,.0f} tokens/s), loss {summary['metrics'].get('loss', float('nan')):.4f}"
+        f"{summary['stage']}: {summary['steps']} steps, {summary['num_tokens']:,} tokens in "
+        f"{summary['seconds']:,.0f} s ({rate:,.0f} tokens/s), loss {summary['metrics'].get('loss', float('nan')):.4f}"
     )
     held_out = summary["eval_metrics"]
     if held_out:

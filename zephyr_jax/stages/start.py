@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from zephyr_jax.model.weight_source import WeightSource, check_shape
 from zephyr_jax.recipe import ModelShape, Recipe
 from zephyr_jax.records import InputError
 from zephyr_jax.sharding import make_mesh, tree_shardings
+
+OnEvaluation = Callable[[str, Params, int], None]
 
 
 def say(text: str) -> None:
@@ -45,6 +47,10 @@ class Run:
     folder: Path
     mesh: jax.sharding.Mesh
     tokenizer: ChatTokenizer
+
+    def renamed(self, recipe: Recipe) -> Run:
+        """The same run under the name that its recipe got."""
+        return dataclasses.replace(self, recipe=recipe, folder=Path(recipe.output_dir) / recipe.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +129,8 @@ def _fitting(model: StartModel, run: Run) -> StartModel:
     needed, there = run.tokenizer.vocab_size, model.shape.vocab_size
     if needed > there:
         raise InputError(
-            f"tokenizer {run.tokenizer.name}: has ids up to {needed - 1}, but the model's vocab_size is {there}; wanted "
-            f"a tokenizer that fits the model, or model.shape.vocab_size of at least {needed} for random weights"
+            f"tokenizer {run.tokenizer.name}: has ids up to {needed - 1}, but the model's vocab_size is {there}; "
+            f"wanted a tokenizer that fits the model, or model.shape.vocab_size of at least {needed} for random weights"
         )
     return model
 

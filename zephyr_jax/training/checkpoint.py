@@ -101,7 +101,5 @@ def load_params(folder: Path, *, step: int | None, abstract_params: Any) -> tupl
         raise InputError(f"{folder}: no checkpoint of step {step}; there are steps {', '.join(map(str, steps))}")
     chosen = steps[-1] if step is None else step
     with ocp.CheckpointManager(folder.absolute()) as manager:
-        restored = manager.restore(
-            chosen, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
-        )
+        restored = manager.restore(chosen, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params)))
     return restored.params, chosen

@@ -28,7 +28,15 @@ from zephyr_jax.training.checkpoint import Checkpoints
 from zephyr_jax.training.metrics import MetricsLog, ProgressBar
 from zephyr_jax.training.objectives import Objective
 from zephyr_jax.training.optimizer import make_optimizer, make_schedule
-from zephyr_jax.training.step import Metrics, TrainState, add_totals, finish, init_state, make_eval_step, make_train_step
+from zephyr_jax.training.step import (
+    Metrics,
+    TrainState,
+    add_totals,
+    finish,
+    init_state,
+    make_eval_step,
+    make_train_step,
+)
 
 HOST_ARRAYS = ("num_tokens", "pair_rows")  # parts of a step batch that no device needs
 
@@ -107,7 +115,9 @@ def run_stage(task: StageTask, *, mesh: jax.sharding.Mesh) -> StageResult:
         state = TrainState(step=jax.device_put(np.int32(0), shardings.step), params=params, opt_state=opt_state)
         progress = {"step": 0, "num_tokens": 0, "seconds": 0.0}
     else:
-        placed = jax.tree.map(lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), abstract_state, shardings)
+        placed = jax.tree.map(
+            lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), abstract_state, shardings
+        )
         state, progress = checkpoints.restore(placed)
         _say(f"{task.name}: going on after step {progress['step']} of {task.batches.num_steps}")
     return _Session(task, mesh, train_step, checkpoints, progress).run(state)

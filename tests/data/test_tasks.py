@@ -1,0 +1,139 @@
+"""The embedded default's data: the same every time, a fallible teacher, and an eval split that training never saw."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+
+import pytest
+
+from zephyr_jax.data import tasks
+from zephyr_jax.data.rows import parse_conversation, parse_pair
+from zephyr_jax.data.task_families import all_families
+from zephyr_jax.records import InputError
+
+CHAT = list(tasks.iterate_task_rows("chat", "train"))
+CHAT_EVAL = list(tasks.iterate_task_rows("chat", "eval"))
+PAIRS = list(tasks.iterate_task_rows("preferences", "train"))
+PAIRS_EVAL = list(tasks.iterate_task_rows("preferences", "eval"))
+
+
+def asked_and_answered(rows):
+    """Every (question, answer) of the dialogues."""
+    for row in rows:
+        for question, answer in zip(row["messages"][::2], row["messages"][1::2], strict=True):
+            yield question["content"], answer["content"]
+
+
+def test_the_rows_never_change():
+    """The digests were taken when the data set was made: a run of last year can be repeated, whatever the Python."""
+    digests = [hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] for rows in (CHAT, PAIRS, PAIRS_EVAL)]
+    assert digests == DIGESTS
+
+
+def test_reading_twice_gives_the_same_rows():
+    assert list(tasks.iterate_task_rows("preferences", "train")) == PAIRS
+
+
+def test_every_row_is_valid():
+    for row in CHAT + CHAT_EVAL:
+        parse_conversation(row, "x:1")
+    for row in PAIRS + PAIRS_EVAL:
+        parse_pair(row, "x:1")
+
+
+def test_no_eval_question_is_asked_in_training():
+    held_out = {question for question, _ in asked_and_answered(CHAT_EVAL)}
+    trained = {question for question, _ in asked_and_answered(CHAT + PAIRS)}
+    assert not held_out & trained
+    assert held_out == {row["prompt"] for row in PAIRS_EVAL} and len(held_out) == tasks.NUM_EVAL_PROMPTS
+
+
+def test_every_eval_fact_is_taught_in_several_other_ways():
+    trained = {row["prompt"] for row in PAIRS}
+    for family in all_families():
+        for fact in family.facts:
+            assert sum(phrasing.format(fact.subject) in trained for phrasing in family.phrasings) >= 5
+
+
+def test_eval_asks_as_much_of_every_family_and_mixes_them():
+    counts = collections.Counter(row["family"] for row in PAIRS_EVAL)
+    assert len(counts) == len(all_families()) and max(counts.values()) - min(counts.values()) <= 1
+    assert len({row["family"] for row in PAIRS_EVAL[:40]}) == len(counts)  # so that a limit keeps all of them
+
+
+def test_eval_answers_and_chosen_answers_are_right_and_rejected_ones_wrong():
+    assert all(tasks.is_right(*pair) for pair in asked_and_answered(CHAT_EVAL))
+    for row in PAIRS + PAIRS_EVAL:
+        assert tasks.is_right(row["prompt"], row["chosen"][-1]["content"])
+        assert not tasks.is_right(row["prompt"], row["rejected"][-1]["content"])
+
+
+def test_the_teacher_errs_in_a_third_of_its_answers_and_always_on_the_same_facts():
+    """0.35 x 0.8 + 0.65 x 0.1 = 0.345 of the answers; on 35 % of the facts the wrong answer is the usual one."""
+    answers = list(asked_and_answered(CHAT))
+    wrong = [not tasks.is_right(*pair) for pair in answers]
+    assert sum(wrong) / len(wrong) == pytest.approx(0.345, abs=0.02)
+    subjects = {p.format(f.subject): (family.name, f) for family in all_families() for p in family.phrasings
+                for f in family.facts}  # fmt: skip
+    by_fact = collections.defaultdict(list)
+    for (question, _), is_wrong in zip(answers, wrong, strict=True):
+        by_fact[subjects[question]].append(is_wrong)
+    misconceived = sum(sum(errors) > len(errors) / 2 for errors in by_fact.values())
+    assert misconceived / len(by_fact) == pytest.approx(0.35, abs=0.03)
+
+
+def test_the_teachers_wrong_answers_have_the_right_form():
+    wrong = {row["prompt"]: row["rejected"][-1]["content"] for row in PAIRS}
+    assert all(tasks.is_right(*pair) or pair[1] == wrong[pair[0]] for pair in asked_and_answered(CHAT))
+
+
+def test_some_dialogues_have_two_questions():
+    lengths = collections.Counter(len(row["messages"]) for row in CHAT)
+    assert set(lengths) == {2, 4} and lengths[4] / len(CHAT) == pytest.approx(0.1, abs=0.02)
+
+
+def test_texts_are_short_and_prompts_are_asked_once_per_preference():
+    assert max(len(question + answer) for question, answer in asked_and_answered(CHAT)) <= 64
+    assert len({row["prompt_id"] for row in PAIRS}) == len(PAIRS)
+
+
+def test_facts_have_one_right_answer_and_another_wrong_one():
+    for family in all_families():
+        assert len({fact.subject for fact in family.facts}) == len(family.facts)
+        assert all(fact.right != fact.wrong for fact in family.facts)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "right"),
+    [
+        ("Which day comes after Monday?", "Tuesday.", True),
+        ("Which day comes after Monday?", " Tuesday.\n", True),
+        ("Which day comes after Monday?", "Tuesday", False),
+        ("Which day comes after Monday?", "Sunday.", False),
+        ("Hello. What is 3 + 4?", "7.", True),
+        ("Tell me: One mouse, two what?", "mice.", True),
+        ("Question: Put go into the past.", "goed.", False),
+        ("It is December. Which month is next?", "January.", True),
+        ("What is the opposite of hot?", "cold.", True),
+        ("Name the baby of a cow.", "calf.", True),
+    ],
+)
+def test_answers_are_marked(prompt, answer, right):
+    assert tasks.is_right(prompt, answer) is right
+
+
+def test_only_its_own_questions_can_be_marked():
+    with pytest.raises(ValueError, match="got the prompt 'Why\\?', wanted one of the built-in tasks"):
+        tasks.is_right("Why?", "So.")
+
+
+def test_an_unknown_kind_or_split_is_an_input_error():
+    with pytest.raises(InputError, match="got the kind 'poems', wanted chat or preferences"):
+        tasks.iterate_task_rows("poems", "train")
+    with pytest.raises(InputError, match="got the split 'test', wanted one of train, eval"):
+        tasks.iterate_task_rows("chat", "test")
+
+
+DIGESTS: list[str] = []

@@ -1,0 +1,1 @@
+"""Decoding, sampling, and what the commands that generate share."""

@@ -1,0 +1,182 @@
+"""Reads the sources of a recipe into validated conversations or preference pairs, and says what it left out.
+
+A source is a file, a data set of `datasets` or `tfds`, or a built-in one. Rows come in the order of the list and of
+each source: shuffling is the loader's. A row that cannot be used is reported on stderr as `file:line: reason`, counted
+and skipped; too many of them are an error. Raw rows are not kept.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from zephyr_jax.data.file_rows import open_file
+from zephyr_jax.data.library_rows import open_hugging_face, open_tfds, split_place
+from zephyr_jax.data.row_source import LocatedRow, RowSource, pick
+from zephyr_jax.data.rows import RowError, parse_conversation, parse_pair, parse_prompt
+from zephyr_jax.data.tasks import SPLITS, iterate_task_rows
+from zephyr_jax.records import BadRow, Conversation, InputError, PreferencePair, ReadReport
+
+if TYPE_CHECKING:
+    from zephyr_jax.recipe import Source
+
+__all__ = [
+    "RowError", "iterate_rows", "open_source", "parse_conversation", "parse_pair", "parse_prompt", "read_conversations",
+    "read_pairs",
+]  # fmt: skip
+
+MAX_BAD_ROWS_SHOWN = 10
+_MAX_BAD_ROWS_IN_ERROR = 3
+_BUILTIN_KINDS: dict[str, Literal["chat", "preferences"]] = {"tasks-chat": "chat", "tasks-preferences": "preferences"}
+
+_Record = TypeVar("_Record", Conversation, PreferencePair)
+
+
+def read_conversations(
+    sources: Sequence[Source], *, seed: int, max_bad_rows: float, progress: bool = False
+) -> tuple[list[Conversation], ReadReport]:
+    """Reads and validates dialogues.
+
+    Args:
+      sources: where from; each with the share (`fraction`) and the number (`limit`) of its rows to take.
+      seed: decides which rows a fraction takes, together with the source's place in the list.
+      max_bad_rows: share of the rows read, 0 to 1, that may be unusable.
+      progress: show a bar on stderr.
+
+    Returns:
+      The usable dialogues in order, and what was seen and left out.
+
+    Raises:
+      InputError: a source cannot be opened, no row is usable, or more than `max_bad_rows` of them are not.
+    """
+    return _read(sources, parse_conversation, seed, max_bad_rows, progress)
+
+
+def read_pairs(
+    sources: Sequence[Source], *, seed: int, max_bad_rows: float, progress: bool = False
+) -> tuple[list[PreferencePair], ReadReport]:
+    """Reads and validates preference pairs; arguments, returns and errors as `read_conversations`."""
+    return _read(sources, parse_pair, seed, max_bad_rows, progress)
+
+
+def iterate_rows(source: str) -> Iterator[LocatedRow]:
+    """All rows of one source in order, not validated: (`file:line`, row), or a BadRow where there is no row to be had.
+
+    Raises:
+      InputError: the source cannot be opened (at once, not at the first row).
+    """
+    opened = open_source(source)
+    return opened.read(range(opened.num_rows))
+
+
+def open_source(source: str) -> RowSource:
+    """Finds a source and counts its rows.
+
+    Args:
+      source: a path, `hf:...:SPLIT`, `tfds:...:SPLIT`, `builtin:tasks-chat:SPLIT` or `builtin:tasks-preferences:SPLIT`.
+
+    Raises:
+      InputError: there is no such source, split or package, or it has no rows.
+    """
+    openers = {"hf": open_hugging_face, "tfds": open_tfds, "builtin": _open_builtin}
+    return openers.get(source.partition(":")[0], open_file)(source)
+
+
+def _open_builtin(source: str) -> RowSource:
+    place, split = split_place(source)
+    if place not in _BUILTIN_KINDS:
+        names = ", ".join(f"builtin:{name}:SPLIT" for name in _BUILTIN_KINDS)
+        raise InputError(f"source {source!r}: no such built-in data; there are {names}")
+    if split not in SPLITS:
+        raise InputError(f"source {source!r}: no split {split!r}; there are {', '.join(SPLITS)}")
+    rows = list(iterate_task_rows(_BUILTIN_KINDS[place], split))
+
+    def read(indices: Sequence[int]) -> Iterator[LocatedRow]:
+        return pick(((f"{source}:{number}", row) for number, row in enumerate(rows, 1)), indices)
+
+    return RowSource(source, len(rows), read)
+
+
+def choose_rows(num_rows: int, *, fraction: float, limit: int | None, seed: int, position: int) -> Sequence[int]:
+    """Indices of the rows to take, ascending: a seeded subset of round(fraction * num_rows), then the first `limit`.
+
+    Args:
+      num_rows: rows there are.
+      fraction: share to take, 0 to 1; 1 takes all.
+      limit: at most so many, or None.
+      seed: the recipe's seed.
+      position: place of the source in its list, so that two sources are not thinned out alike.
+    """
+    chosen: Sequence[int] = range(num_rows)
+    if fraction < 1:
+        # Raw random words are the same in every version of NumPy; its shuffles need not be.
+        words = np.random.Philox(key=np.array([seed % 2**64, position], np.uint64)).random_raw(num_rows)
+        chosen = np.sort(np.argsort(words, kind="stable")[: round(fraction * num_rows)]).tolist()
+    return chosen[:limit]
+
+
+def _read(
+    sources: Sequence[Source],
+    parse: Callable[[Mapping[str, Any], str], _Record],
+    seed: int,
+    max_bad_rows: float,
+    progress: bool,
+) -> tuple[list[_Record], ReadReport]:
+    if not sources:
+        raise InputError("data: got an empty list of sources, wanted at least one")
+    opened = [open_source(source.source) for source in sources]
+    chosen = [
+        choose_rows(rows.num_rows, fraction=source.fraction, limit=source.limit, seed=seed, position=position)
+        for position, (source, rows) in enumerate(zip(sources, opened, strict=True))
+    ]
+    num_chosen = sum(map(len, chosen))
+    names = ", ".join(rows.name for rows in opened)
+    records: list[_Record] = []
+    report = ReadReport()
+    with tqdm(total=num_chosen, desc="reading rows", unit=" rows", disable=not progress, file=sys.stderr) as bar:
+        for rows, indices in zip(opened, chosen, strict=True):
+            for location, row in rows.read(indices):
+                report.num_rows += 1
+                bar.update()
+                try:
+                    records.append(parse(_usable(row), location))
+                except RowError as error:
+                    _note_bad_row(report, BadRow(location, error.reason))
+                    # Past the limit whatever follows: say so now, not after the rest of a large file.
+                    if len(report.bad_rows) > MAX_BAD_ROWS_SHOWN and len(report.bad_rows) / num_chosen > max_bad_rows:
+                        raise _too_many_bad_rows(names, report, max_bad_rows) from None
+    num_hidden = len(report.bad_rows) - MAX_BAD_ROWS_SHOWN
+    if num_hidden > 0:
+        tqdm.write(f"... and {num_hidden} more rows that cannot be used", file=sys.stderr)
+    if report.num_rows and len(report.bad_rows) / report.num_rows > max_bad_rows:
+        raise _too_many_bad_rows(names, report, max_bad_rows)
+    if not records:
+        raise InputError(
+            f"data: no usable row in {names}: {report.num_rows} rows read, {len(report.bad_rows)} unusable"
+        )
+    return records, report
+
+
+def _usable(row: dict[str, Any] | BadRow) -> dict[str, Any]:
+    if isinstance(row, BadRow):
+        raise RowError(row.reason)
+    return row
+
+
+def _note_bad_row(report: ReadReport, bad: BadRow) -> None:
+    report.bad_rows.append(bad)
+    if len(report.bad_rows) <= MAX_BAD_ROWS_SHOWN:
+        tqdm.write(f"{bad.location}: {bad.reason}", file=sys.stderr)
+
+
+def _too_many_bad_rows(names: str, report: ReadReport, max_bad_rows: float) -> InputError:
+    share = len(report.bad_rows) / report.num_rows
+    first = "; ".join(f"{bad.location}: {bad.reason}" for bad in report.bad_rows[:_MAX_BAD_ROWS_IN_ERROR])
+    return InputError(
+        f"data: {len(report.bad_rows)} of {report.num_rows} rows read from {names} cannot be used ({share:.1%}), "
+        f"more than max_bad_rows allows ({max_bad_rows:.1%}): {first}. Mend the rows, or raise max_bad_rows"
+    )

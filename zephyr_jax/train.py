@@ -1,0 +1,98 @@
+"""Runs a recipe: its stages in order, what is done already skipped, what was interrupted taken up again.
+
+python -m zephyr_jax.train --config configs/tiny.yaml
+python -m zephyr_jax.train --config configs/tiny.yaml --dry-run
+python -m zephyr_jax.train --config configs/tiny.yaml ddpo.beta=0.2 name=tiny-beta-0.2
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from zephyr_jax.cli import add_recipe_arguments, run_command
+from zephyr_jax.recipe import Recipe, load_recipe, recipe_differences, recipe_to_yaml
+from zephyr_jax.records import InputError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m zephyr_jax.train",
+        description="Runs a recipe's stages (dsft, ddpo); started again, it goes on where it stopped.",
+        epilog="example: python -m zephyr_jax.train --config configs/tiny.yaml ddpo.beta=0.2 name=tiny-beta-0.2",
+    )
+    add_recipe_arguments(parser)
+    parser.add_argument("--dry-run", action="store_true", help="show steps, tokens, lost rows, examples")
+    parser.add_argument("--new-run", action="store_true", help="if the name is taken, add a number to it")
+    return parser
+
+
+def claim_folder(recipe: Recipe, *, new_run: bool) -> Recipe:
+    """Makes the run's folder with recipe.yaml in it, or recognises it as this recipe's own.
+
+    Args:
+      recipe: the recipe as given.
+      new_run: take a fresh name where the recipe's is taken, whatever recipe it was taken by.
+
+    Returns:
+      The recipe, under its fresh name if it got one.
+
+    Raises:
+      InputError: the name belongs to another recipe; the message has the differences key by key.
+    """
+    if new_run:
+        names = [recipe.name, *(f"{recipe.name}-{number}" for number in range(2, 10_000))]
+        free = next(name for name in names if not (Path(recipe.output_dir) / name).exists())
+        recipe = recipe.model_copy(update={"name": free})
+    folder = Path(recipe.output_dir) / recipe.name
+    stored = folder / "recipe.yaml"
+    if stored.exists():
+        differences = recipe_differences(load_recipe(stored), recipe)
+        if differences:
+            raise InputError(
+                f"{folder}: this name was run with another recipe; what differs:\n  "
+                + "\n  ".join(differences)
+                + "\ntake another name (name=...), add --new-run for a fresh one, or delete the folder"
+            )
+        return recipe
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / "recipe.yaml.partial"
+        temporary.write_text(recipe_to_yaml(recipe), encoding="utf-8")
+        os.replace(temporary, stored)
+    except OSError as error:
+        raise InputError(f"output_dir {recipe.output_dir}: cannot be written ({error}); give another one") from error
+    return recipe
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    recipe = load_recipe(arguments.config, arguments.overrides)
+    import jax  # after the recipe, whose mistakes show at once
+
+    from zephyr_jax.stages.dry_run import describe_stage
+    from zephyr_jax.stages.pipeline import run_stages
+    from zephyr_jax.stages.start import open_run
+
+    run = open_run(recipe)
+    with jax.set_mesh(run.mesh):
+        if arguments.dry_run:
+            for stage in recipe.stages:
+                print(describe_stage(run, stage))
+            return
+        claimed = claim_folder(recipe, new_run=arguments.new_run)
+        table = run_stages(run.renamed(claimed))
+    if table:
+        print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    return run_command(build_parser(), _run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
