@@ -111,6 +111,6 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dic
     """Sends a step batch to the devices, each its own rows."""
     shardings = batch_shardings(batch, mesh)
     return {
-        name: jax.make_array_from_callback(array.shape, shardings[name], lambda index, array=array: array[index])
+        name: jax.make_array_from_callback(array.shape, shardings[name], array.__getitem__)
         for name, array in batch.items()
     }

@@ -247,6 +247,12 @@ def test_raw_rows_come_in_order_with_the_bad_ones_among_them(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(("name", "pairs"), [("chat_eval", False), ("preferences_eval", True)])
+def test_real_rows_are_all_usable(zephyr_data, name, pairs):
+    records, report = read(str(zephyr_data / f"{name}.jsonl"), pairs=pairs)
+    assert len(records) == report.num_rows > 100 and not report.bad_rows
+
+
 # Sources that cannot be opened
 
 

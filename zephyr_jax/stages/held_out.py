@@ -71,7 +71,7 @@ def answer_prompts(run: Run, params: Params, model: StartModel, *, prompts: Sequ
         batch_size=min(GENERATION_BATCH, len(ids)),
         mesh=run.mesh,
     )
-    return [run.tokenizer.decode(response.ids) for response in responses]
+    return [run.tokenizer.decode(response.ids, continues=True) for response in responses]
 
 
 def sample_writer(run: Run, held_out: HeldOut, model: StartModel) -> Callable[[str, Any, int], None]:

@@ -287,5 +287,5 @@ def _changed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     temporary = path.with_suffix(".partial")
     with temporary.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
     os.replace(temporary, path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import signal
 import sys
@@ -26,7 +27,7 @@ from zephyr_jax.recipe import StageOptions
 from zephyr_jax.sharding import place_batch, replicated, tree_shardings
 from zephyr_jax.training.checkpoint import Checkpoints
 from zephyr_jax.training.metrics import MetricsLog, ProgressBar
-from zephyr_jax.training.objectives import Objective
+from zephyr_jax.training.objectives import Objective, Totals
 from zephyr_jax.training.optimizer import make_optimizer, make_schedule
 from zephyr_jax.training.step import (
     Metrics,
@@ -130,11 +131,11 @@ def evaluate_batches(
     eval_step = jax.jit(make_eval_step(objective), out_shardings=replicated(mesh))
 
     def evaluate(params: Any) -> dict[str, float]:
-        totals = None
+        parts: list[Totals] = []
         for batch in batches.batches():
             placed = place_batch(_for_device(complete(batch)), mesh)
-            one = jax.tree.map(lambda x: np.float64(x), jax.device_get(eval_step(params, placed)))
-            totals = one if totals is None else add_totals(totals, one)
+            parts.append(jax.tree.map(np.float64, jax.device_get(eval_step(params, placed))))
+        totals = functools.reduce(add_totals, parts)
         return {name: float(value) for name, value in finish(totals).items()}
 
     return evaluate
@@ -267,7 +268,7 @@ def _stop_requests() -> Iterator[_Stop]:
 
     def request(number: int, frame: Any) -> None:
         stop.requested = True
-        signal.signal(number, previous[number])
+        signal.signal(number, previous[signal.Signals(number)])
         _say("stopping after this step; once more to stop at once")
 
     try:

@@ -32,13 +32,13 @@ class Totals(NamedTuple):
 
     Attributes:
       loss: sum of the losses, a scalar.
-      count: what the loss is divided by in the end: target tokens or pairs.
+      divisor: what the loss is divided by in the end: the number of target tokens or of pairs.
       means: metric -> (sum, count).
       maxima: metric -> maximum.
     """
 
     loss: jax.Array
-    count: jax.Array
+    divisor: jax.Array
     means: dict[str, tuple[jax.Array, jax.Array]]
     maxima: dict[str, jax.Array]
 

@@ -63,7 +63,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: MicroBatch) -> tuple[TrainState, Metrics]:
         gradients, totals = _accumulate(objective, state.params, batch)
-        count = jnp.maximum(totals.count, 1.0)
+        count = jnp.maximum(totals.divisor, 1.0)
         gradients = jax.tree.map(lambda g: g / count, gradients)
         # sum(g * g) and not vdot, whose flattening gathers every sharded gradient
         grad_norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(gradients)))
@@ -91,7 +91,7 @@ def add_totals(left: Totals, right: Totals) -> Totals:
     """Sums added, maxima maximised; works on arrays and on floats."""
     return Totals(
         left.loss + right.loss,
-        left.count + right.count,
+        left.divisor + right.divisor,
         jax.tree.map(lambda a, b: a + b, left.means, right.means),
         jax.tree.map(jnp.maximum, left.maxima, right.maxima),
     )
@@ -100,7 +100,7 @@ def add_totals(left: Totals, right: Totals) -> Totals:
 def finish(totals: Totals) -> Metrics:
     """Sums divided by their counts: {"loss": ..., every mean, every maximum}."""
     means = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in totals.means.items()}
-    return {"loss": totals.loss / jnp.maximum(totals.count, 1.0)} | means | totals.maxima
+    return {"loss": totals.loss / jnp.maximum(totals.divisor, 1.0)} | means | totals.maxima
 
 
 def _accumulate(objective: Objective, params: Any, batch: MicroBatch) -> tuple[Any, Totals]:

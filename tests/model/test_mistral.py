@@ -1,0 +1,305 @@
+"""The model against a plain loop in numpy, and what each token may depend on."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.generation.random_models import make_params, make_prompts, make_shape
+from zephyr_jax.model.mistral import (
+    ModelSettings,
+    abstract_params,
+    cast_params,
+    head_matrix,
+    hidden_states,
+    hidden_states_cached,
+    init_cache,
+    init_params,
+    rotate,
+)
+from zephyr_jax.recipe import ModelShape
+
+SETTINGS = ModelSettings(compute_dtype="float32")
+SHAPE = make_shape()
+ONE_LAYER = make_shape(num_hidden_layers=1)
+
+
+def _forward(tokens, *, shape=SHAPE, settings=SETTINGS, params=None, positions=None, segments=None, branches=None):
+    tokens_BT = jnp.asarray(tokens, jnp.int32)
+
+    def rows(values, default):
+        return jnp.broadcast_to(jnp.asarray(default if values is None else values, jnp.int32), tokens_BT.shape)
+
+    return hidden_states(
+        make_params(shape) if params is None else params,
+        tokens_BT,
+        shape=shape,
+        settings=settings,
+        positions_BT=rows(positions, np.arange(tokens_BT.shape[1])),
+        segments_BT=rows(segments, 1),
+        branches_BT=rows(branches, 0),
+    )
+
+
+def _dependence(num_tokens: int, *, shape: ModelShape = ONE_LAYER, **where) -> np.ndarray:
+    """int [T, S]: 1 where the hidden state of token t changes when the token at s is another one."""
+    tokens_S = make_prompts(num_tokens)[0]
+    rows = np.tile(tokens_S, (num_tokens + 1, 1))
+    rows[np.arange(num_tokens), np.arange(num_tokens)] = (tokens_S + 7) % shape.vocab_size
+    hidden = np.asarray(_forward(rows, shape=shape, **where))
+    return (np.abs(hidden[:-1] - hidden[-1]).max(axis=-1) > 1e-6).astype(int).T
+
+
+def forward_by_hand(params, tokens_T, shape: ModelShape) -> np.ndarray:
+    """Logits [T, V] in float64: one layer, head and query after the other, RoPE as a turn in the complex plane."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    num_tokens, half = len(tokens_T), shape.head_dim // 2
+    window = shape.sliding_window or num_tokens
+
+    def norm(x_TD, scale_D):
+        return x_TD / np.sqrt((x_TD**2).mean(axis=-1, keepdims=True) + shape.rms_norm_eps) * scale_D
+
+    def turn(x_TH):
+        angles = np.outer(np.arange(num_tokens), shape.rope_theta ** (-2.0 * np.arange(half) / shape.head_dim))
+        turned = (x_TH[:, :half] + 1j * x_TH[:, half:]) * np.exp(1j * angles)
+        return np.concatenate([turned.real, turned.imag], axis=1)
+
+    x_TD = params["embedding"][np.asarray(tokens_T)]
+    for number in range(shape.num_hidden_layers):
+        layer = jax.tree.map(lambda leaf: leaf[number], params["layers"])
+        heads, normed_TD = layer["attention"], norm(x_TD, layer["attention_norm"]["scale"])
+        for n in range(shape.num_attention_heads):
+            kv = n // (shape.num_attention_heads // shape.num_key_value_heads)
+            q_TH = turn(normed_TD @ heads["query"][:, n])
+            k_TH, v_TH = turn(normed_TD @ heads["key"][:, kv]), normed_TD @ heads["value"][:, kv]
+            mixed_TH = np.zeros_like(v_TH)
+            for t in range(num_tokens):
+                first = max(0, t - window + 1)
+                weights = np.exp(k_TH[first : t + 1] @ q_TH[t] / np.sqrt(shape.head_dim))
+                mixed_TH[t] = weights @ v_TH[first : t + 1] / weights.sum()
+            x_TD = x_TD + mixed_TH @ heads["output"][n]
+        normed_TD = norm(x_TD, layer["mlp_norm"]["scale"])
+        gate_TF = normed_TD @ layer["mlp"]["gate"]
+        x_TD = x_TD + (gate_TF / (1 + np.exp(-gate_TF)) * (normed_TD @ layer["mlp"]["up"])) @ layer["mlp"]["down"]
+    head_DV = params["embedding"].T if shape.tie_word_embeddings else params["head"]
+    return norm(x_TD, params["final_norm"]["scale"]) @ head_DV
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"sliding_window": 5, "rope_theta": 100.0, "num_key_value_heads": 1, "head_dim": 6, "num_hidden_layers": 3},
+        {"sliding_window": 13, "rope_theta": 1e6, "num_key_value_heads": 4, "tie_word_embeddings": True},
+    ],
+    ids=["grouped", "window_of_5_one_kv_head", "tied_ungrouped_window_longer_than_text"],
+)
+def test_forward_equals_a_plain_loop_over_layers_heads_and_tokens(changes):
+    shape = make_shape(rms_norm_eps=1e-3, **changes)
+    random = np.random.default_rng(0)
+    # Norm scales of 1 would hide a scale that is forgotten.
+    params = jax.tree.map(lambda leaf: leaf * jnp.asarray(random.uniform(0.5, 2, leaf.shape)), make_params(shape))
+    tokens = make_prompts(12)[0]
+    logits = _forward([tokens], shape=shape, params=params)[0] @ head_matrix(params, shape)
+    np.testing.assert_allclose(logits, forward_by_hand(params, tokens, shape), atol=5e-5)
+
+
+def test_parameters_have_the_documented_shapes_and_start_as_documented():
+    """D=32, N=4, K=2, H=8, F=48, V=64, L=2: 64*32*2 + 2*(32*32*2 + 32*16*2 + 3*32*48 + 2*32) + 32."""
+    params = init_params(jax.random.key(0), SHAPE)
+    paths = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in _leaves(params)}
+    assert {path: leaf.shape for path, leaf in paths.items()} == {
+        "embedding": (64, 32),
+        "layers/attention/query": (2, 32, 4, 8),
+        "layers/attention/key": (2, 32, 2, 8),
+        "layers/attention/value": (2, 32, 2, 8),
+        "layers/attention/output": (2, 4, 8, 32),
+        "layers/mlp/gate": (2, 32, 48),
+        "layers/mlp/up": (2, 32, 48),
+        "layers/mlp/down": (2, 48, 32),
+        "layers/attention_norm/scale": (2, 32),
+        "layers/mlp_norm/scale": (2, 32),
+        "final_norm/scale": (32,),
+        "head": (32, 64),
+    }
+    assert sum(leaf.size for leaf in paths.values()) == 4096 + 2 * (2048 + 1024 + 4608 + 64) + 32
+    for path, leaf in paths.items():
+        assert leaf.dtype == jnp.float32
+        if path.endswith("scale"):
+            assert (leaf == 1).all()
+        else:
+            assert abs(float(leaf.std()) - 0.02) < 0.002 and abs(float(leaf.mean())) < 0.002, path
+    assert not np.array_equal(params["layers"]["mlp"]["gate"][0], params["layers"]["mlp"]["gate"][1])
+
+
+def test_abstract_parameters_are_the_real_ones_without_numbers():
+    for shape in (SHAPE, make_shape(tie_word_embeddings=True)):
+        abstract, real = abstract_params(shape), init_params(jax.random.key(0), shape)
+        assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), abstract) == jax.tree.map(
+            lambda leaf: (leaf.shape, leaf.dtype), real
+        )
+        assert ("head" in real) != shape.tie_word_embeddings
+
+
+def test_window_counts_the_current_token():
+    """Window 3 in one layer: a token depends on itself and two before, not on the one a window back."""
+    expected = np.tril(np.ones((8, 8), int)) - np.tril(np.ones((8, 8), int), -3)
+    assert _dependence(8, shape=make_shape(num_hidden_layers=1, sliding_window=3)).tolist() == expected.tolist()
+
+
+def test_two_layers_reach_twice_as_far():
+    """Each layer of window 3 reaches 2 tokens back, two of them 4."""
+    expected = np.tril(np.ones((8, 8), int)) - np.tril(np.ones((8, 8), int), -5)
+    assert _dependence(8, shape=make_shape(sliding_window=3)).tolist() == expected.tolist()
+
+
+def test_padding_dialogues_and_answers_do_not_feel_each_other():
+    """[prompt of 2 | chosen of 1 | rejected of 2], a dialogue of 1, two of padding, whose own states nobody reads."""
+    seen = _dependence(
+        8, positions=[0, 1, 2, 2, 3, 0, 0, 0], segments=[1, 1, 1, 1, 1, 2, 0, 0], branches=[0, 0, 1, 2, 2, 0, 0, 0]
+    )
+    assert seen[:6].tolist() == [
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0, 0, 0],
+        [1, 1, 0, 1, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0, 0],
+    ]
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_a_packed_row_equals_its_parts_alone(window):
+    """[prompt | chosen | rejected] and a dialogue in one row, against three rows padded to 12 tokens."""
+    shape = make_shape(sliding_window=window)
+    prompt, chosen, rejected, dialogue = make_prompts(5, 4, 6, 8)
+    packed = _forward(
+        [np.concatenate([prompt, chosen, rejected, dialogue, [0]])],
+        shape=shape,
+        positions=[*range(9), *range(5, 11), *range(8), 0],
+        segments=[1] * 15 + [2] * 8 + [0],
+        branches=[0] * 5 + [1] * 4 + [2] * 6 + [0] * 9,
+    )[0]
+    alone = np.zeros((3, 12), np.int32)
+    texts = [np.concatenate([prompt, chosen]), np.concatenate([prompt, rejected]), dialogue]
+    for row, text in zip(alone, texts, strict=True):
+        row[: len(text)] = text
+    segments = [[1] * len(text) + [0] * (12 - len(text)) for text in texts]
+    separate = _forward(alone, shape=shape, segments=segments)
+    np.testing.assert_allclose(packed[:9], separate[0, :9], atol=1e-5)
+    np.testing.assert_allclose(packed[9:15], separate[1, 5:11], atol=1e-5)
+    np.testing.assert_allclose(packed[15:23], separate[2, :8], atol=1e-5)
+
+
+def test_rope_depends_on_differences_of_positions_alone():
+    tokens = make_prompts(10)[0]
+    near = _forward([tokens])
+    np.testing.assert_allclose(_forward([tokens], positions=np.arange(10) + 50), near, atol=5e-5)
+    assert np.abs(_forward([tokens], positions=2 * np.arange(10)) - near).max() > 0.1
+
+
+def test_rope_turns_pairs_of_the_two_halves_by_hand():
+    """H=4, theta=100: frequencies 1 and 1/10; at position 3 the pair (x0, x2) turns by 3, (x1, x3) by 0.3."""
+    x = jnp.asarray([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 1, 4)
+    wanted = [
+        np.cos(3) - 3 * np.sin(3),
+        2 * np.cos(0.3) - 4 * np.sin(0.3),
+        3 * np.cos(3) + np.sin(3),
+        4 * np.cos(0.3) + 2 * np.sin(0.3),
+    ]
+    np.testing.assert_allclose(rotate(x, jnp.asarray([[3]]), theta=100.0).ravel(), wanted, rtol=1e-6)
+
+
+def test_remat_policies_and_attentions_give_the_same_gradients():
+    tokens = np.stack(make_prompts(10, 10))
+
+    def gradients(**settings):
+        def total(params):
+            return jnp.sum(jnp.sin(_forward(tokens, params=params, settings=SETTINGS._replace(**settings))))
+
+        return jax.tree.leaves(jax.jit(jax.grad(total))(make_params(SHAPE)))
+
+    plain = gradients()
+    for settings in ({"remat": "full"}, {"remat": "dots"}, {"attention": "blockwise"}):
+        for leaf, other in zip(plain, gradients(**settings), strict=True):
+            np.testing.assert_allclose(other, leaf, atol=1e-5 * float(jnp.abs(leaf).max()), err_msg=str(settings))
+
+
+def test_casting_leaves_norm_scales_in_float32():
+    cast = dict(_leaves(cast_params(make_params(SHAPE), "bfloat16")))
+    assert {leaf.dtype for path, leaf in cast.items() if path[-1].key == "scale"} == {jnp.dtype("float32")}
+    assert {leaf.dtype for path, leaf in cast.items() if path[-1].key != "scale"} == {jnp.dtype("bfloat16")}
+
+
+def test_bfloat16_computes_in_bfloat16_and_stays_near():
+    """bf16 keeps 8 bits: after two layers about one part in 50 of states whose size is about 1, and never exactly."""
+    tokens = make_prompts(10)
+    half = _forward(tokens, settings=SETTINGS._replace(compute_dtype="bfloat16"))
+    assert half.dtype == jnp.bfloat16
+    error = np.abs(half.astype(np.float32) - _forward(tokens)).max()
+    assert 1e-4 < error < 0.2
+
+
+def test_a_frequent_token_has_its_gradient_summed_in_float32():
+    """600 times the same token: 600 times the gradient of one. Added up one by one in bf16 it would stall at 256.
+
+    With all matrices 0 every position is the embedding's row, normed: all positions have the same gradient.
+    """
+    shape = make_shape(num_hidden_layers=1)
+    params = jax.tree.map(jnp.zeros_like, make_params(shape))
+    params["final_norm"]["scale"] = jnp.ones(32)
+    params["embedding"] = make_params(shape)["embedding"]
+    direction_D = jnp.asarray(np.random.default_rng(0).standard_normal(32), jnp.float32)
+
+    def gradient(num_tokens):
+        def total(embedding):
+            settings = SETTINGS._replace(compute_dtype="bfloat16")
+            tokens = np.full((1, num_tokens), 3)
+            return jnp.sum(
+                _forward(tokens, shape=shape, params=params | {"embedding": embedding}, settings=settings) @ direction_D
+            )
+
+        return np.asarray(jax.grad(total)(params["embedding"]))[3]
+
+    np.testing.assert_allclose(gradient(600), 600 * gradient(1), rtol=2e-2)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_prefill_and_decode_equal_the_full_forward(window):
+    """Prompts of 7, 3 and 9 tokens right-padded to 9; the first 4 slots in one piece, 5 in a second, then 6 singly.
+
+    Token t after a prompt of n stands at slot 9 + t for every row, at position n + t.
+    """
+    shape = make_shape(sliding_window=window)
+    params, lengths = make_params(shape), (7, 3, 9)
+    texts = make_prompts(*(length + 6 for length in lengths))
+    tokens, positions, segments = (np.zeros((3, 15), np.int32) for _ in range(3))
+    for row, (text, length) in enumerate(zip(texts, lengths, strict=True)):
+        slots = [*range(length), *range(9, 15)]
+        tokens[row, slots], positions[row, slots], segments[row, slots] = text, np.arange(length + 6), 1
+
+    cache = init_cache(shape, 3, length=16, dtype="float32")
+    step = jax.jit(hidden_states_cached, static_argnames=("shape", "settings"))
+    pieces = []
+    for first, last in [(0, 4), (4, 9), *((slot, slot + 1) for slot in range(9, 15))]:
+        part = slice(first, last)
+        hidden, cache = step(
+            params,
+            tokens[:, part],
+            cache,
+            shape=shape,
+            settings=SETTINGS,
+            positions_BT=positions[:, part],
+            segments_BT=segments[:, part],
+            slot=first,
+        )
+        pieces.append(hidden)
+    cached = np.concatenate(pieces, axis=1)
+    for row, text in enumerate(texts):
+        np.testing.assert_allclose(cached[row, segments[row] == 1], _forward([text], shape=shape)[0], atol=1e-5)
+
+
+def _leaves(tree):
+    return jax.tree_util.tree_leaves_with_path(tree)
