@@ -52,23 +52,20 @@ def test_a_dialogue_has_the_ids_and_targets_that_trl_gives_it(golden):
         assert list(dialogue.is_target) == [label != -100 for label in wanted["labels"]]
 
 
+def check_ddpo(run, golden, folder, **options):
+    pairs = small_data.make_pairs()
+    ours = our_training.train(small_models.TRAINED_MODEL, pairs, run, folder=folder, **options)
+    assert runs.differences(ours, golden["dpo"][run.name]["steps"], runs.DPO_METRICS) == []
+
+
 @pytest.mark.parametrize("run", runs.DPO_RUNS, ids=lambda run: run.name)
 def test_ddpo_metrics_equal_trl_at_every_step(run, golden, folder):
-    ours = our_training.train(small_models.TRAINED_MODEL, small_data.make_pairs(), run, folder=folder)
-    assert runs.differences(ours, golden["dpo"][run.name]["steps"], runs.DPO_METRICS) == []
+    """Accumulated in padded rows, the others with the prompt shared in packed rows."""
+    check_ddpo(run, golden, folder, layout="padded" if run.name == "accumulated" else "packed")
 
 
-def test_ddpo_in_padded_rows_equals_trl_too(golden, folder):
-    run = runs.DPO_RUNS[1]  # accumulated
-    ours = our_training.train(small_models.TRAINED_MODEL, small_data.make_pairs(), run, folder=folder, layout="padded")
-    assert runs.differences(ours, golden["dpo"][run.name]["steps"], runs.DPO_METRICS) == []
-
-
-def test_ddpo_sharded_over_every_device_equals_trl_too(golden, folder):
-    run = runs.DPO_RUNS[0]
-    pairs = small_data.make_pairs()
-    ours = our_training.train(small_models.TRAINED_MODEL, pairs, run, folder=folder / "sharded", all_devices=True)
-    assert runs.differences(ours, golden["dpo"][run.name]["steps"], runs.DPO_METRICS) == []
+def test_train_command_sharded_over_every_device_equals_trl_too(golden, folder):
+    check_ddpo(runs.DPO_RUNS[1], golden, folder / "sharded", all_devices=True)
 
 
 @pytest.mark.parametrize("run", runs.SFT_RUNS, ids=lambda run: run.name)
@@ -79,14 +76,12 @@ def test_dsft_metrics_equal_trl_at_every_step(run, golden, folder):
     assert runs.differences(ours, golden["sft"][run.name]["steps"], metrics) == []
 
 
-def test_tolerance_tells_runs_apart(golden):
-    """Each stored run differs from the plain one by more than the tolerance; accumulation alone changes nothing."""
-    for stage, metrics in (("dpo", runs.DPO_METRICS), ("sft", runs.SFT_METRICS)):
-        plain, *others = golden[stage].values()
-        for other in others:
-            same = {**plain["run"], "name": "", "micro_batch_size": 0} == {
-                **other["run"],
-                "name": "",
-                "micro_batch_size": 0,
-            }
-            assert (runs.differences(other["steps"], plain["steps"], metrics) == []) == same, other["run"]["name"]
+def test_accumulation_changes_nothing_and_every_other_option_shows(golden):
+    """The tolerance tells the runs apart: a run that ignored its options would be caught."""
+    plain, accumulated, *others = (entry["steps"] for entry in golden["dpo"].values())
+    assert runs.differences(accumulated, plain, runs.DPO_METRICS) == []
+    for other in others:
+        found = runs.differences(other, plain, runs.DPO_METRICS)
+        assert {line.split(":")[0] for line in found} >= {"step 4, loss", "step 5, loss", "step 5, logps/chosen"}
+    all_tokens, assistant = (entry["steps"] for entry in golden["sft"].values())
+    assert any("loss" in line for line in runs.differences(assistant, all_tokens, runs.SFT_METRICS))

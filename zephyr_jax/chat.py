@@ -11,7 +11,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from zephyr_jax.cli import run_command
-from zephyr_jax.generation.options import GenerationOptions, add_generation_arguments, read_generation_options
+from zephyr_jax.generation.options import (
+    GenerationOptions,
+    add_generation_arguments,
+    add_model_argument,
+    read_generation_options,
+)
 from zephyr_jax.records import InputError, Message
 
 if TYPE_CHECKING:
@@ -30,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_model_argument(parser)
     parser.add_argument("--prompt", metavar="TEXT", help="answer this on stdout and end")
     parser.add_argument("--system", metavar="TEXT", help="system message before the first turn")
     add_generation_arguments(parser)

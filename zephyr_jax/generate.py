@@ -18,7 +18,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from zephyr_jax.cli import run_command
 from zephyr_jax.data.sources import RowError, iterate_rows, parse_prompt
 from zephyr_jax.generation.answer_file import answer_line, open_answer_file
-from zephyr_jax.generation.options import GenerationOptions, add_generation_arguments, read_generation_options
+from zephyr_jax.generation.options import (
+    GenerationOptions,
+    add_generation_arguments,
+    add_model_argument,
+    read_generation_options,
+)
 from zephyr_jax.records import BadRow, InputError, Message
 
 if TYPE_CHECKING:
@@ -42,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_model_argument(parser)
     parser.add_argument(
         "--prompts", required=True, metavar="FILE", help="rows with `messages`, or `prompt` as one turn"
     )

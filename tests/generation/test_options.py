@@ -17,7 +17,7 @@ def _read(*argv: str) -> GenerationOptions:
     parser = argparse.ArgumentParser()
     parser.add_argument("--batch-size", type=int, default=8)
     add_generation_arguments(parser)
-    return read_generation_options(parser.parse_args(["--model", "m", *argv]))
+    return read_generation_options(parser.parse_args(argv))
 
 
 def test_the_defaults_are_greedy_and_256_tokens():

@@ -32,9 +32,21 @@ def test_the_nucleus_is_the_smallest_set_that_holds_top_p(top_p, kept):
     np.testing.assert_array_equal(logits_V[np.array(kept)], jnp.log(PROBABILITIES)[np.array(kept)])
 
 
-def test_equal_probabilities_are_not_all_kept():
-    """Of ten equal tokens six hold at least 0.55."""
-    assert np.isfinite(keep_nucleus(jnp.zeros((1, 10)), top_p=0.55)).sum() == 6
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
+def test_the_nucleus_of_many_tokens_is_that_of_a_sort(top_p):
+    """Nothing can be left out of the set, and what is outside is less likely than all inside."""
+    logits_BV = 3 * jax.random.normal(jax.random.key(0), (5, 3000))
+    kept_BV = np.isfinite(keep_nucleus(logits_BV, top_p=top_p))
+    probabilities_BV = np.asarray(jax.nn.softmax(logits_BV), np.float64)
+    for kept_V, probabilities_V in zip(kept_BV, probabilities_BV, strict=True):
+        inside = np.sort(probabilities_V[kept_V])
+        assert inside.sum() >= top_p - 1e-6 and inside[1:].sum() < top_p + 1e-6
+        assert probabilities_V[~kept_V].max() < inside[0]
+
+
+def test_equally_likely_tokens_are_in_the_nucleus_together():
+    logits_BV = jnp.array([[2.0, 0.0, 0.0, 0.0, -9.0]])
+    assert np.isfinite(keep_nucleus(logits_BV, top_p=0.8)).tolist() == [[True, True, True, True, False]]
 
 
 def test_each_row_has_its_own_nucleus():

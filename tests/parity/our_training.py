@@ -44,14 +44,15 @@ def train(
       rows: preference pairs for a DpoRun, dialogues for an SftRun.
       run: the hyper-parameters.
       folder: for the model, the data and the run; runs that share it share their reference log-probs.
-      all_devices: run the command `train` itself, sharded over every device; else the stage on one device, which
-        compiles several times faster.
+      all_devices: run the command `train` itself, with remat, sharded over every device; else the stage alone on one
+        device without remat, which compiles faster.
       **overrides: keys of the stage's block, `layout` for one.
 
     Returns:
       The steps' lines of metrics.jsonl.
     """
-    recipe = make_recipe(model, rows, run, folder=folder, **overrides)
+    remat = "full" if all_devices else "none"
+    recipe = make_recipe(model, rows, run, folder=folder, remat=remat, **overrides)
     if all_devices:
         config = folder / f"{recipe.name}.yaml"
         config.write_text(recipe_to_yaml(recipe), encoding="utf-8")
@@ -66,7 +67,13 @@ def train(
 
 
 def make_recipe(
-    model: SmallModel, rows: list[small_data.Row], run: runs.TrainingRun, *, folder: pathlib.Path, **overrides: Any
+    model: SmallModel,
+    rows: list[small_data.Row],
+    run: runs.TrainingRun,
+    *,
+    folder: pathlib.Path,
+    remat: str,
+    **overrides: Any,
 ) -> Recipe:
     """The recipe of a run; writes the model's folder and the rows."""
     stage = "ddpo" if isinstance(run, runs.DpoRun) else "dsft"
@@ -77,7 +84,11 @@ def make_recipe(
             "name": "-".join([stage, run.name, *map(str, overrides.values())]),
             "output_dir": str(folder / "runs"),
             "stages": (stage,),
-            "model": {"weights": str(write_folder(model, folder / model.name)), "compute_dtype": "float32"},
+            "model": {
+                "weights": str(write_folder(model, folder / model.name)),
+                "compute_dtype": "float32",
+                "remat": remat,
+            },
             "tokenizer": "builtin:bytes",
             "bos": "never",
             "samples": {"num_prompts": 0},

@@ -42,13 +42,13 @@ def test_ddpo_metrics_equal_trl_at_every_step(tied, tmp_path):
     model = small_models.SmallModel(
         f"live_{tied}",
         seed=21,
-        hidden_size=40,
+        hidden_size=48,
         num_key_value_heads=1,
         vocab_size=259,
         sliding_window=48,
         tie_word_embeddings=tied,
     )
-    run = runs.DpoRun("live", micro_batch_size=2, schedule="cosine", weight_decay=0.1, beta=0.3)
+    run = runs.DpoRun("live", schedule="cosine", weight_decay=0.1, beta=0.3)
     theirs = torch_side.train_dpo(model, small_data.make_pairs(), run).steps
     ours = our_training.train(model, small_data.make_pairs(), run, folder=tmp_path)
     assert runs.differences(ours, theirs, runs.DPO_METRICS) == []

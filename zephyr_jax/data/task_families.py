@@ -1,19 +1,15 @@
 """The questions of the embedded default's data set: families of small facts, their phrasings, right and wrong answers.
 
-Every fact has one right answer and one wrong one, and the wrong one is a mistake that a learner makes (the day before
-instead of the day after, `mouses`, a sum that is one short), in the same form and of about the same length. This module
-holds tables and the programs that fill them; who is asked what, and how often the teacher errs, is in `tasks.py`.
+Every fact has one right answer and one wrong one. The wrong one is a mistake that a learner makes (`mouses`, `Wensday`,
+the largest city taken for the capital), has the same form, and is the right answer to no other question: a mistake that
+is right elsewhere can be unlearned only together with its place, which a model this small does not manage. Who is asked
+what, and how often the teacher errs, is in `tasks.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-_WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_MONTHS = (
-    *("January", "February", "March", "April", "May", "June"),
-    *("July", "August", "September", "October", "November", "December"),
-)
 # Every question can be put with or without each of these in front. A byte model from random weights learns to find the
 # subject of a question only where it sees it in many places; from four phrasings alone it learns prompts by heart.
 _OPENERS = ("", "Hello. ", "Tell me: ", "Question: ")
@@ -33,11 +29,32 @@ _PLURALS = """
 mouse mice mouses; child children childs; foot feet foots; tooth teeth tooths; goose geese gooses; man men mans;
 ox oxen oxes; leaf leaves leafs; wolf wolves wolfs; sheep sheep sheeps; person people persones; city cities citys
 """
-# animal, its young, the young of an animal it is often taken for
-_YOUNG = """
-dog puppy kitten; cat kitten puppy; cow calf foal; horse foal calf; sheep lamb kid; goat kid lamb;
-duck duckling gosling; goose gosling duckling; pig piglet cub; bear cub piglet; swan cygnet tadpole; frog tadpole cygnet
+# adjective, its comparative, a wrong or misspelt form of it
+_COMPARATIVES = """
+good better gooder; bad worse badder; far farther farer; many more manyer; little less littler; big bigger biger;
+hot hotter hoter; happy happier happyer; easy easier easyer; thin thinner thiner; dry drier dryer; wet wetter weter
 """
+# number, its ordinal, a regular or misspelt form of it
+_ORDINALS = """
+one first oneth; two second twoth; three third threeth; four fourth forth; five fifth fiveth; six sixth sixt;
+eight eighth eightth; nine ninth nineth; eleven eleventh elevent; twelve twelfth twelveth; twenty twentieth twentyth;
+thirty thirtieth thirtyth
+"""
+# country, its capital, another large city
+_CAPITALS = """
+Australia Canberra Sydney; Turkey Ankara Istanbul; Brazil Brasilia Rio; Canada Ottawa Toronto; China Beijing Shanghai;
+India Delhi Mumbai; Italy Rome Milan; Spain Madrid Barcelona; Morocco Rabat Casablanca; Vietnam Hanoi Saigon;
+Germany Berlin Munich; Poland Warsaw Krakow
+"""
+# In the order of the week and of the year: name, and a misspelling.
+_WEEKDAYS = """
+Monday Munday; Tuesday Teusday; Wednesday Wensday; Thursday Thirsday; Friday Fryday; Saturday Saterday; Sunday Sonday
+"""
+_MONTHS = """
+January Januery; February Febuary; March Martch; April Aprill; May Mey; June Joon; July Jully; August Augest;
+September Setember; October Octobre; November Novemeber; December Desember
+"""
+_WORDS = ("apple", "bread", "cloud", "eagle", "flute", "grape", "horse", "knife", "lemon", "night", "stone", "water")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,13 +85,9 @@ def all_families() -> tuple[Family, ...]:
     """All families, in a fixed order."""
     return (
         _family("day after", "Which day comes after {}?|What day follows {}?|Name the day after {}.|"
-                "Today is {}. Which day is tomorrow?", _neighbours(_WEEKDAYS, step=1)),
-        _family("day before", "Which day comes before {}?|What day precedes {}?|Name the day before {}.|"
-                "Today is {}. Which day was yesterday?", _neighbours(_WEEKDAYS, step=-1)),
+                "Today is {}. Which day is tomorrow?", _successors(_WEEKDAYS)),
         _family("month after", "Which month comes after {}?|What month follows {}?|Name the month after {}.|"
-                "It is {}. Which month is next?", _neighbours(_MONTHS, step=1)),
-        _family("month before", "Which month comes before {}?|What month precedes {}?|Name the month before {}.|"
-                "It is {}. Which month was last?", _neighbours(_MONTHS, step=-1)),
+                "It is {}. Which month is next?", _successors(_MONTHS)),
         _family("sum", "What is {}?|Add up {}.|How much is {}?|Please work out {}.", _sums()),
         _family("opposite", "What is the opposite of {}?|Give the opposite of {}.|Which word is opposed to {}?|"
                 "Say the reverse of {}.", _table(_OPPOSITES)),
@@ -82,8 +95,14 @@ def all_families() -> tuple[Family, ...]:
                 "How do you say {} in the past?", _table(_PAST_TENSES)),
         _family("plural", "What is the plural of {}?|Give the plural of {}.|One {}, two what?|"
                 "What do you call more than one {}?", _table(_PLURALS)),
-        _family("young", "What is a young {} called?|What is the young of a {}?|Name the baby of a {}.|"
-                "What do you call a little {}?", _table(_YOUNG)),
+        _family("comparative", "What is the comparative of {}?|Give the comparative of {}.|Compare with the word {}.|"
+                "Which word says more than {}?", _table(_COMPARATIVES)),
+        _family("ordinal", "What is the ordinal of {}?|Give the ordinal of {}.|Turn {} into an ordinal.|"
+                "Which place has number {}?", _table(_ORDINALS)),
+        _family("capital", "What is the capital of {}?|Name the capital of {}.|Which city governs {}?|"
+                "Where is the government of {}?", _table(_CAPITALS)),
+        _family("upper case", "Write {} in upper case.|Put {} into large letters.|Spell {} in upper case.|"
+                "Use large letters for {}.", tuple(Fact(word, word.upper(), word.capitalize()) for word in _WORDS)),
     )  # fmt: skip
 
 
@@ -95,12 +114,12 @@ def _table(text: str) -> tuple[Fact, ...]:
     return tuple(Fact(*entry.split()) for entry in text.split(";"))
 
 
-def _neighbours(names: tuple[str, ...], *, step: int) -> tuple[Fact, ...]:
-    """The next (step 1) or the previous (step -1) of names in a circle; the mistake goes the other way."""
-    count = len(names)
-    return tuple(Fact(n, names[(i + step) % count], names[(i - step) % count]) for i, n in enumerate(names))
+def _successors(text: str) -> tuple[Fact, ...]:
+    """What follows each name in a circle of names; the mistake is the misspelling of what follows."""
+    names = [entry.split() for entry in text.split(";")]
+    return tuple(Fact(name, *names[(i + 1) % len(names)]) for i, (name, _) in enumerate(names))
 
 
 def _sums() -> tuple[Fact, ...]:
-    """Sums of two small numbers; the mistake is to count the first number as the first step: one too few."""
-    return tuple(Fact(f"{a} + {b}", str(a + b), str(a + b - 1)) for a in range(2, 6) for b in range(2, 6))
+    """Sums of two small numbers; the mistake is to write one number after the other."""
+    return tuple(Fact(f"{a} + {b}", str(a + b), f"{a}{b}") for a in range(2, 6) for b in range(2, 6))

@@ -23,11 +23,15 @@ class GenerationOptions:
     seed: int = 0
 
 
-def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
-    """Gives a parser the model, how to sample from it, and how it computes."""
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """Gives a parser the model that answers."""
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="Hugging Face folder, a run's stage folder, or builtin:NAME"
     )
+
+
+def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Gives a parser how answers are sampled, and how the model computes."""
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (%(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (%(default)g)")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="share sampled from (%(default)g, all)")

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+_NUM_HALVINGS = 31  # the bits of 1.0, the largest probability, are below 2^30
+
 
 class Sampling(NamedTuple):
     """How the next token is chosen.
@@ -42,6 +44,9 @@ def make_row_keys(seed: jax.Array | int, row_indexes_B: jax.Array) -> jax.Array:
 def keep_nucleus(logits_BV: jax.Array, *, top_p: float) -> jax.Array:
     """Leaves the smallest set of most likely tokens that holds at least `top_p` of the probability (arXiv:1904.09751).
 
+    The least likely probability of the set is found by bisection, which on a CPU takes a tenth of a sort's time; tokens
+    that are exactly as likely are in the set together.
+
     Args:
       logits_BV: float32, temperature applied.
       top_p: in (0, 1].
@@ -49,13 +54,20 @@ def keep_nucleus(logits_BV: jax.Array, *, top_p: float) -> jax.Array:
     Returns:
       The logits [B, V], -inf outside of the set; the most likely token is always in it.
     """
-    order_BV = jnp.argsort(logits_BV, axis=-1, descending=True)
-    sorted_BV = jax.nn.softmax(jnp.take_along_axis(logits_BV, order_BV, axis=-1), axis=-1)
-    mass_before_BV = jnp.pad(jnp.cumsum(sorted_BV, axis=-1)[:, :-1], ((0, 0), (1, 0)))
-    keep_BV = jnp.put_along_axis(
-        jnp.zeros(logits_BV.shape, bool), order_BV, mass_before_BV < top_p, axis=-1, inplace=False
-    )
-    return jnp.where(keep_BV, logits_BV, -jnp.inf)
+    probabilities_BV = jax.nn.softmax(logits_BV, axis=-1)
+    # Floats that are not negative are in the order of their bits, so that halving 2^30 values is exact.
+    bits_BV = jax.lax.bitcast_convert_type(probabilities_BV, jnp.int32)
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low_B1, high_B1 = bounds  # what is at least `low` holds enough, what is at least `high` does not
+        middle_B1 = low_B1 + (high_B1 - low_B1) // 2
+        mass_B1 = jnp.sum(jnp.where(bits_BV >= middle_B1, probabilities_BV, 0.0), axis=-1, keepdims=True)
+        is_enough_B1 = mass_B1 >= top_p
+        return jnp.where(is_enough_B1, middle_B1, low_B1), jnp.where(is_enough_B1, high_B1, middle_B1)
+
+    highest_B1 = jnp.max(bits_BV, axis=-1, keepdims=True)
+    threshold_B1, _ = jax.lax.fori_loop(0, _NUM_HALVINGS, halve, (jnp.zeros_like(highest_B1), highest_B1 + 1))
+    return jnp.where(bits_BV >= threshold_B1, logits_BV, -jnp.inf)
 
 
 def sample_tokens(logits_BV: jax.Array, keys_B: jax.Array, *, step: jax.Array | int, sampling: Sampling) -> jax.Array:

@@ -23,7 +23,16 @@ from zephyr_jax.records import InputError, PreferencePair, ReadReport
 from zephyr_jax.sharding import num_row_shards
 from zephyr_jax.stages.outcome import finish_stage
 from zephyr_jax.stages.reference import Arrays, reference_log_probs
-from zephyr_jax.stages.start import OnEvaluation, Run, StartModel, base_model, model_settings, say, stage_model
+from zephyr_jax.stages.start import (
+    OnEvaluation,
+    Run,
+    StartModel,
+    base_model,
+    model_settings,
+    say,
+    say_attention,
+    stage_model,
+)
 from zephyr_jax.training.loop import StageTask, evaluate_batches, run_stage
 from zephyr_jax.training.losses import loss_at_zero_margin
 from zephyr_jax.training.objectives import dpo_objective
@@ -130,7 +139,8 @@ def run_ddpo(run: Run, data: DdpoData, *, on_evaluation: OnEvaluation) -> None:
     options = ddpo_options(run)
     start = stage_model(run, "dsft") if "dsft" in run.recipe.stages else base_model(run)
     batches = ddpo_batches(run, data.train)
-    settings = model_settings(run.recipe, (shape.row_length for shape in batches.shapes))
+    say_attention(run.recipe, (shape.row_length for shape in batches.shapes))
+    settings = model_settings(run.recipe)
     objective = dpo_objective(options, shape=start.shape, settings=settings)
     complete = functools.partial(add_reference, _reference(run, start, data.train, settings, split="train"))
     evaluate = None

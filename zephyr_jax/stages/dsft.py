@@ -18,7 +18,7 @@ from zephyr_jax.recipe import Dsft, Source
 from zephyr_jax.records import Conversation, InputError, ReadReport
 from zephyr_jax.sharding import num_row_shards
 from zephyr_jax.stages.outcome import finish_stage
-from zephyr_jax.stages.start import OnEvaluation, Run, base_model, model_settings
+from zephyr_jax.stages.start import OnEvaluation, Run, base_model, model_settings, say_attention
 from zephyr_jax.training.loop import StageTask, evaluate_batches, run_stage
 from zephyr_jax.training.objectives import sft_objective
 
@@ -122,8 +122,8 @@ def run_dsft(run: Run, data: DsftData, *, on_evaluation: OnEvaluation) -> None:
     batches = dsft_batches(run, data)
     eval_batches = None if data.eval is None else dsft_eval_batches(run, data.eval)
     shapes = batches.shapes + (eval_batches.shapes if eval_batches else ())
-    settings = model_settings(run.recipe, (shape.row_length for shape in shapes))
-    objective = sft_objective(shape=start.shape, settings=settings)
+    say_attention(run.recipe, (shape.row_length for shape in shapes))
+    objective = sft_objective(shape=start.shape, settings=model_settings(run.recipe))
     evaluate = None
     if eval_batches is not None:
         measure = evaluate_batches(objective, eval_batches, complete=lambda batch: batch, mesh=run.mesh)

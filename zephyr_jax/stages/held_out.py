@@ -65,7 +65,7 @@ def answer_prompts(run: Run, params: Params, model: StartModel, *, prompts: Sequ
         params,
         ids,
         shape=model.shape,
-        settings=model_settings(run.recipe, ()),
+        settings=model_settings(run.recipe),
         stop_ids=run.tokenizer.stop_ids,
         max_new_tokens=run.recipe.samples.max_new_tokens,
         batch_size=min(GENERATION_BATCH, len(ids)),
@@ -110,8 +110,7 @@ def measure_held_out(run: Run, model: StartModel, *, label: str, held_out: HeldO
     if held_out.dialogues is not None:
         assert held_out.dialogues.eval is not None
         batches = dsft_eval_batches(run, held_out.dialogues.eval)
-        settings = model_settings(run.recipe, [shape.row_length for shape in batches.shapes])
-        objective = sft_objective(shape=model.shape, settings=settings)
+        objective = sft_objective(shape=model.shape, settings=model_settings(run.recipe))
         result["loss"] = evaluate_batches(objective, batches, complete=lambda batch: batch, mesh=run.mesh)(params)[
             "loss"
         ]
@@ -131,7 +130,7 @@ def measure_held_out(run: Run, model: StartModel, *, label: str, held_out: HeldO
 def _preference_accuracy(run: Run, params: Params, model: StartModel, pairs: DdpoData) -> float:
     assert pairs.eval is not None
     batches = ordered_batches(run, pairs.eval)
-    settings = model_settings(run.recipe, [shape.row_length for shape in batches.shapes])
+    settings = model_settings(run.recipe)
     scored = score_all_pairs(
         params, batches, shape=model.shape, settings=settings._replace(remat="none"), mesh=run.mesh, name="held out"
     )

@@ -135,8 +135,14 @@ def _fitting(model: StartModel, run: Run) -> StartModel:
     return model
 
 
-def model_settings(recipe: Recipe, row_lengths: Iterable[int]) -> ModelSettings:
-    """Dtype, attention and remat; says which attention the rows of each length get.
+def model_settings(recipe: Recipe) -> ModelSettings:
+    """How the recipe wants the forward pass computed."""
+    model = recipe.model
+    return ModelSettings(compute_dtype=model.compute_dtype, attention=model.attention, remat=model.remat)
+
+
+def say_attention(recipe: Recipe, row_lengths: Iterable[int]) -> None:
+    """Says which attention the rows of each length get.
 
     Raises:
       InputError: the attention asked for cannot run here.
@@ -146,6 +152,5 @@ def model_settings(recipe: Recipe, row_lengths: Iterable[int]) -> ModelSettings:
     for length in sorted(set(row_lengths)):
         chosen.setdefault(choose_attention(model.attention, length, platform=platform), []).append(str(length))
     kernels = "; ".join(f"{name} for rows of {', '.join(lengths)} tokens" for name, lengths in chosen.items())
-    how = "auto" if model.attention == "auto" else "as the recipe says"
+    how = "chosen by auto" if model.attention == "auto" else "as the recipe says"
     say(f"attention: {kernels} ({how}); compute {model.compute_dtype} on {platform}")
-    return ModelSettings(compute_dtype=model.compute_dtype, attention=model.attention, remat=model.remat)
