@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zephyr_jax.cli import add_recipe_arguments, run_command
-from zephyr_jax.recipe import Recipe, load_recipe, recipe_differences, recipe_to_yaml
+from zephyr_jax.recipe import STAGE_ORDER, Recipe, load_recipe, recipe_differences, recipe_to_yaml
 from zephyr_jax.records import InputError
 
 
@@ -50,7 +50,8 @@ def claim_folder(recipe: Recipe, *, new_run: bool) -> Recipe:
         recipe = recipe.model_copy(update={"name": free})
     folder = Path(recipe.output_dir) / recipe.name
     stored = folder / "recipe.yaml"
-    if stored.exists():
+    has_begun = any((folder / part).exists() for part in (*STAGE_ORDER, "held_out.json"))
+    if has_begun:  # else the name is free still, whatever recipe.yaml says: a mistake in the data may have been mended
         differences = recipe_differences(load_recipe(stored), recipe)
         if differences:
             raise InputError(

@@ -56,7 +56,7 @@ def make_trl() -> None:
         "dpo": {run.name: {"run": dataclasses.asdict(run), "steps": dpo[run.name].steps} for run in runs.DPO_RUNS},
         "dpo_tokens": dpo["sigmoid"].tokens,
         "sft": {run.name: {"run": dataclasses.asdict(run), "steps": sft[run.name].steps} for run in runs.SFT_RUNS},
-        "sft_tokens": sft["assistant"].tokens,
+        "sft_tokens": sft["assistant_accumulated"].tokens,
     }
     _write_json("trl.json", content)
 

@@ -66,7 +66,7 @@ DPO_RUNS = (
     DpoRun("sigmoid"),
     DpoRun("accumulated", micro_batch_size=2),
     DpoRun("hinge_cosine_long_warmup", loss="hinge", schedule="cosine", warmup_ratio=0.5, beta=0.5),
-    DpoRun("ipo_constant_decayed", loss="ipo", schedule="constant", warmup_ratio=0.0, weight_decay=20.0),
+    DpoRun("ipo_constant_decayed", loss="ipo", beta=0.5, schedule="constant", warmup_ratio=0.0, weight_decay=20.0),
     DpoRun("smoothed_rmsprop_clipped", label_smoothing=0.1, optimizer="rmsprop", learning_rate=1e-4, max_grad_norm=0.1),
 )
 SFT_RUNS = (

@@ -16,45 +16,38 @@ _OPENERS = ("", "Hello. ", "Tell me: ", "Question: ")
 
 # word, its opposite, a word that is near in meaning but no opposite
 _OPPOSITES = """
-hot cold warm; big small huge; fast slow quick; happy sad glad; rich poor wealthy; wet dry damp; hard soft firm;
-old new aged; loud quiet noisy; early late prompt; strong weak tough; dark light dim
+hot cold warm; big small huge; fast slow quick; happy sad glad; rich poor wealthy; wet dry damp; old new aged;
+strong weak tough; early late prompt
 """
 # verb, its past tense, the regular form that a learner makes up
 _PAST_TENSES = """
-go went goed; eat ate eated; run ran runned; take took taked; come came comed; give gave gived; know knew knowed;
-find found finded; think thought thinked; buy bought buyed; write wrote writed; swim swam swimmed
+go went goed; eat ate eated; run ran runned; take took taked; give gave gived; know knew knowed; find found finded;
+buy bought buyed; swim swam swimmed
 """
 # noun, its plural, the regular form that a learner makes up
 _PLURALS = """
-mouse mice mouses; child children childs; foot feet foots; tooth teeth tooths; goose geese gooses; man men mans;
-ox oxen oxes; leaf leaves leafs; wolf wolves wolfs; sheep sheep sheeps; person people persones; city cities citys
+mouse mice mouses; child children childs; foot feet foots; tooth teeth tooths; man men mans; ox oxen oxes;
+leaf leaves leafs; wolf wolves wolfs; city cities citys
 """
 # adjective, its comparative, a wrong or misspelt form of it
 _COMPARATIVES = """
-good better gooder; bad worse badder; far farther farer; many more manyer; little less littler; big bigger biger;
-hot hotter hoter; happy happier happyer; easy easier easyer; thin thinner thiner; dry drier dryer; wet wetter weter
+good better gooder; bad worse badder; far farther farer; many more manyer; little less littler; easy easier easyer;
+lazy lazier lazyer; thin thinner thiner; red redder reder
 """
 # number, its ordinal, a regular or misspelt form of it
 _ORDINALS = """
-one first oneth; two second twoth; three third threeth; four fourth forth; five fifth fiveth; six sixth sixt;
-eight eighth eightth; nine ninth nineth; eleven eleventh elevent; twelve twelfth twelveth; twenty twentieth twentyth;
-thirty thirtieth thirtyth
+one first oneth; two second twoth; three third threeth; four fourth forth; five fifth fiveth; eight eighth eightth;
+nine ninth nineth; twelve twelfth twelveth; twenty twentieth twentyth
 """
 # country, its capital, another large city
 _CAPITALS = """
-Australia Canberra Sydney; Turkey Ankara Istanbul; Brazil Brasilia Rio; Canada Ottawa Toronto; China Beijing Shanghai;
-India Delhi Mumbai; Italy Rome Milan; Spain Madrid Barcelona; Morocco Rabat Casablanca; Vietnam Hanoi Saigon;
-Germany Berlin Munich; Poland Warsaw Krakow
+Australia Canberra Sydney; Turkey Ankara Istanbul; Brazil Brasilia Rio; China Beijing Shanghai; India Delhi Mumbai;
+Italy Rome Milan; Spain Madrid Barcelona; Morocco Rabat Casablanca; Germany Berlin Munich
 """
-# In the order of the week and of the year: name, and a misspelling.
+# In the order of the week: name, and a misspelling.
 _WEEKDAYS = """
 Monday Munday; Tuesday Teusday; Wednesday Wensday; Thursday Thirsday; Friday Fryday; Saturday Saterday; Sunday Sonday
 """
-_MONTHS = """
-January Januery; February Febuary; March Martch; April Aprill; May Mey; June Joon; July Jully; August Augest;
-September Setember; October Octobre; November Novemeber; December Desember
-"""
-_WORDS = ("apple", "bread", "cloud", "eagle", "flute", "grape", "horse", "knife", "lemon", "night", "stone", "water")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,8 +79,6 @@ def all_families() -> tuple[Family, ...]:
     return (
         _family("day after", "Which day comes after {}?|What day follows {}?|Name the day after {}.|"
                 "Today is {}. Which day is tomorrow?", _successors(_WEEKDAYS)),
-        _family("month after", "Which month comes after {}?|What month follows {}?|Name the month after {}.|"
-                "It is {}. Which month is next?", _successors(_MONTHS)),
         _family("sum", "What is {}?|Add up {}.|How much is {}?|Please work out {}.", _sums()),
         _family("opposite", "What is the opposite of {}?|Give the opposite of {}.|Which word is opposed to {}?|"
                 "Say the reverse of {}.", _table(_OPPOSITES)),
@@ -101,8 +92,6 @@ def all_families() -> tuple[Family, ...]:
                 "Which place has number {}?", _table(_ORDINALS)),
         _family("capital", "What is the capital of {}?|Name the capital of {}.|Which city governs {}?|"
                 "Where is the government of {}?", _table(_CAPITALS)),
-        _family("upper case", "Write {} in upper case.|Put {} into large letters.|Spell {} in upper case.|"
-                "Use large letters for {}.", tuple(Fact(word, word.upper(), word.capitalize()) for word in _WORDS)),
     )  # fmt: skip
 
 
@@ -122,4 +111,4 @@ def _successors(text: str) -> tuple[Fact, ...]:
 
 def _sums() -> tuple[Fact, ...]:
     """Sums of two small numbers; the mistake is to write one number after the other."""
-    return tuple(Fact(f"{a} + {b}", str(a + b), f"{a}{b}") for a in range(2, 6) for b in range(2, 6))
+    return tuple(Fact(f"{a} + {b}", str(a + b), f"{a}{b}") for a in range(3, 6) for b in range(3, 6))

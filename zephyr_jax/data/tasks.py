@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 SPLITS = ("train", "eval")
 
 NUM_CHAT_TRAIN_ROWS = 10_000
-NUM_EVAL_PROMPTS = 240
+NUM_EVAL_PROMPTS = 200
 
 # The teacher: it has a wrong idea of some facts, and slips now and then on the others.
 SHARE_OF_MISCONCEIVED_FACTS = 0.5

@@ -151,7 +151,6 @@ def run_ddpo(run: Run, data: DdpoData, *, on_evaluation: OnEvaluation) -> None:
         evaluate = functools.partial(_evaluate, measure, on_evaluation)
     folder = run.folder / "ddpo"
     folder.mkdir(parents=True, exist_ok=True)
-    started: dict[str, float] = {}
     task = StageTask(
         name="ddpo",
         folder=folder,
@@ -162,11 +161,15 @@ def run_ddpo(run: Run, data: DdpoData, *, on_evaluation: OnEvaluation) -> None:
         batches=batches,
         complete=complete,
         evaluate=evaluate,
-        check_first_step=functools.partial(check_start, options, run.recipe.model.compute_dtype, started),
+        check_first_step=functools.partial(check_start, options, run.recipe.model.compute_dtype),
         trackers=run.recipe.trackers,
     )
     result = run_stage(task, mesh=run.mesh)
-    finish_stage(run, "ddpo", result=result, shape=start.shape, reports=data.reports(), batches=batches, notes=started)
+    first = {
+        "start_loss": result.first_metrics["loss"],
+        "start_max_abs_margin_over_beta": result.first_metrics["rewards/max_abs_margin"] / options.beta,
+    }
+    finish_stage(run, "ddpo", result=result, shape=start.shape, reports=data.reports(), batches=batches, notes=first)
 
 
 def _reference(run: Run, start: StartModel, pairs: EncodedPairs, settings: ModelSettings, *, split: str) -> Arrays:
@@ -191,7 +194,7 @@ def add_reference(reference: Arrays, batch: Mapping[str, np.ndarray]) -> dict[st
     return dict(batch) | looked_up
 
 
-def check_start(options: Ddpo, compute_dtype: str, started: dict[str, float], metrics: Mapping[str, float]) -> None:
+def check_start(options: Ddpo, compute_dtype: str, metrics: Mapping[str, float]) -> None:
     """Checks that the first step sees the policy at its reference: loss at zero margin, |margin| / beta within bounds.
 
     Raises:
@@ -200,7 +203,6 @@ def check_start(options: Ddpo, compute_dtype: str, started: dict[str, float], me
     tolerance = START_TOLERANCE[compute_dtype]
     wanted = loss_at_zero_margin(beta=options.beta, loss=options.loss)
     margin = metrics["rewards/max_abs_margin"] / options.beta
-    started |= {"start_loss": metrics["loss"], "start_max_abs_margin_over_beta": margin}
     # The slope of every loss in the margin is at most 1, but for ipo's, whose margin is divided by the lengths.
     slack = (1.0 if options.loss != "ipo" else 1 / options.beta**2) * options.beta * tolerance
     if margin > tolerance or not math.isclose(metrics["loss"], wanted, rel_tol=1e-5, abs_tol=slack):

@@ -82,7 +82,9 @@ def sample_writer(run: Run, held_out: HeldOut, model: StartModel) -> Callable[[s
         if not prompts:
             return
         path = run.folder / stage / "samples.jsonl"
-        with path.open("w" if step == 0 else "a", encoding="utf-8") as file:
+        earlier = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        with path.open("w", encoding="utf-8") as file:  # without what an interrupted sitting wrote of later steps
+            file.writelines(line for line in earlier if json.loads(line)["step"] < step)
             for prompt, answer in zip(prompts, answer_prompts(run, params, model, prompts=prompts), strict=True):
                 file.write(
                     json.dumps({"step": step, "messages": prompt, "response": answer}, ensure_ascii=False) + "\n"

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from zephyr_jax.training.objectives import score_pairs
 
 FIELDS = ("chosen", "rejected", "num_chosen_tokens", "num_rejected_tokens")
 PART_SECONDS = 20.0  # how much work an interruption may cost
+DAMAGED = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile)  # what reading a broken .npz can raise
 Arrays = dict[str, np.ndarray]
 
 
@@ -124,8 +126,8 @@ class ReferenceStore:
         try:
             with np.load(path) as stored:
                 arrays = {field: stored[field] for field in FIELDS}
-        except (OSError, KeyError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read ({error}); delete {self.folder} to compute it anew") from error
+        except DAMAGED as error:
+            raise self._damaged(path, error) from error
         if any(array.shape != (num_pairs,) for array in arrays.values()):
             raise InputError(f"{path}: does not hold {num_pairs} pairs; delete {self.folder} to compute it anew")
         return arrays
@@ -138,10 +140,13 @@ class ReferenceStore:
         arrays = {field: np.zeros(num_pairs, np.float32) for field in FIELDS}
         done = np.zeros(num_pairs, bool)
         for part in sorted(self.folder.glob("part-*.npz")):
-            with np.load(part) as stored:
-                done[stored["rows"]] = True
-                for field in FIELDS:
-                    arrays[field][stored["rows"]] = stored[field]
+            try:
+                with np.load(part) as stored:
+                    for field in FIELDS:
+                        arrays[field][stored["rows"]] = stored[field]
+                    done[stored["rows"]] = True
+            except DAMAGED as error:
+                raise self._damaged(part, error) from error
         return arrays, done
 
     def add_part(self, rows: np.ndarray, arrays: Arrays) -> None:
@@ -164,6 +169,9 @@ class ReferenceStore:
                 found.append((path.parent.name, _changed(manifest["fields"], self.fields)))
         return min(found, key=lambda entry: len(entry[1]), default=None)
 
+    def _damaged(self, path: Path, error: Exception) -> InputError:
+        return InputError(f"{path}: cannot be read ({error}); delete {self.folder} to compute it anew")
+
     def _manifest(self) -> dict[str, Any] | None:
         path = self.folder / "manifest.json"
         if not path.exists():
@@ -171,7 +179,7 @@ class ReferenceStore:
         try:
             manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            raise InputError(f"{path}: is not valid JSON ({error}); delete the folder to compute it anew") from error
+            raise self._damaged(path, error) from error
         return manifest
 
     def _content(self, num_pairs: int, *, complete: bool) -> dict[str, Any]:
@@ -193,6 +201,7 @@ def reference_fields(
         "max_length": str(options.max_length),
         "max_prompt_length": str(options.max_prompt_length),
         "weights": start.fingerprint(),
+        "shape": json.dumps(start.shape.model_dump(), sort_keys=True),  # RoPE theta, window: not among the tensors
         "dtype": settings.compute_dtype,
         "layout": options.layout if options.layout == "padded" else f"packed {options.row_length}",
         "attention": settings.attention,

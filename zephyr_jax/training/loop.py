@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from zephyr_jax.data.loader import StepBatches
 from zephyr_jax.data.prefetch import prefetch
@@ -75,9 +76,10 @@ class StageTask:
 
 @dataclasses.dataclass
 class StageResult:
-    """What came of it: final parameters, the last metrics lines, tokens read and seconds taken (all sessions)."""
+    """What came of it: final parameters, first and last metrics lines, tokens read and seconds taken (all sittings)."""
 
     params: Any
+    first_metrics: dict[str, Any]
     metrics: dict[str, Any]
     eval_metrics: dict[str, Any]
     num_tokens: int
@@ -132,7 +134,7 @@ def evaluate_batches(
 
     def evaluate(params: Any) -> dict[str, float]:
         parts: list[Totals] = []
-        for batch in batches.batches():
+        for batch in tqdm(batches.batches(), "held out", batches.num_steps, leave=False, unit="batch", mininterval=0.5):
             placed = place_batch(_for_device(complete(batch)), mesh)
             parts.append(jax.tree.map(np.float64, jax.device_get(eval_step(params, placed))))
         totals = functools.reduce(add_totals, parts)
@@ -181,15 +183,24 @@ class _Session:
                 if last or stop.requested or (every.save_every and step % every.save_every == 0):
                     progress = {"num_tokens": self._num_tokens, "seconds": self._seconds()}
                     self._checkpoints.save(state, step=step, progress=progress)
-                if stop.requested and not last:
+                if stop.requested:
                     self._close()
                     _say(f"{task.name}: stopped and saved after step {step}; the same command goes on from there")
                     raise KeyboardInterrupt
             wait_share = ready.waited_seconds / max(time.perf_counter() - began, 1e-9)
-        metrics, eval_metrics = self._log.last("loss"), self._log.last("eval/loss")
+        steps = [record for record in self._log.records() if "loss" in record]
+        evaluations = [record for record in self._log.records() if "eval/loss" in record]
         seconds = self._seconds()
         self._close()
-        return StageResult(state.params, metrics, eval_metrics, self._num_tokens, seconds, wait_share)
+        return StageResult(
+            params=state.params,
+            first_metrics=steps[0],
+            metrics=steps[-1],
+            eval_metrics=evaluations[-1] if evaluations else {},
+            num_tokens=self._num_tokens,
+            seconds=seconds,
+            data_wait_share=wait_share,
+        )
 
     def _placed_batches(self) -> Iterator[tuple[int, int, dict[str, jax.Array]]]:
         for step in range(self._start + 1, self._task.batches.num_steps + 1):
@@ -220,7 +231,7 @@ class _Session:
             )
         if step == 1 and task.check_first_step is not None:
             task.check_first_step(values)
-        if step % task.options.log_every == 0 or step == task.batches.num_steps:
+        if step in (1, task.batches.num_steps) or step % task.options.log_every == 0:
             record = {"step": step, "epoch": round(step / task.batches.num_steps_per_epoch, 6)} | values
             record |= {"num_tokens": self._num_tokens, "tokens_per_second": rate, "step_seconds": seconds}
             self._log.write(record)

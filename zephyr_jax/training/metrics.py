@@ -50,10 +50,9 @@ class MetricsLog:
                 if name != "step":
                     self._events.add_scalar(name, value, record["step"])
 
-    def last(self, name: str) -> dict[str, Any]:
-        """The newest line that has the metric, or {}."""
-        records = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
-        return next((record for record in reversed(records) if name in record), {})
+    def records(self) -> list[dict[str, Any]]:
+        """All lines so far, earlier sittings' included."""
+        return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
 
     def close(self) -> None:
         """Closes the files."""
