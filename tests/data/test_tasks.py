@@ -71,17 +71,17 @@ def test_eval_answers_and_chosen_answers_are_right_and_rejected_ones_wrong():
 
 
 def test_the_teacher_errs_in_a_third_of_its_answers_and_always_on_the_same_facts():
-    """0.35 x 0.8 + 0.65 x 0.1 = 0.345 of the answers; on 35 % of the facts the wrong answer is the usual one."""
+    """Half of the facts (rounded down to 4 of 9, up to 4 of 7: 32 of 70) are misconceived: (32 x 0.6 + 38 x 0.1) / 70."""
     answers = list(asked_and_answered(CHAT))
     wrong = [not tasks.is_right(*pair) for pair in answers]
-    assert sum(wrong) / len(wrong) == pytest.approx(0.345, abs=0.02)
+    assert sum(wrong) / len(wrong) == pytest.approx(0.329, abs=0.02)
     subjects = {p.format(f.subject): (family.name, f) for family in all_families() for p in family.phrasings
                 for f in family.facts}  # fmt: skip
     by_fact = collections.defaultdict(list)
     for (question, _), is_wrong in zip(answers, wrong, strict=True):
         by_fact[subjects[question]].append(is_wrong)
-    misconceived = sum(sum(errors) > len(errors) / 2 for errors in by_fact.values())
-    assert misconceived / len(by_fact) == pytest.approx(0.35, abs=0.03)
+    misconceived = [sum(errors) > len(errors) / 2 for errors in by_fact.values()]
+    assert sum(misconceived) / len(misconceived) == pytest.approx(32 / 70, abs=0.05)
 
 
 def test_the_teachers_wrong_answers_have_the_right_form():
@@ -99,10 +99,14 @@ def test_texts_are_short_and_prompts_are_asked_once_per_preference():
     assert len({row["prompt_id"] for row in PAIRS}) == len(PAIRS)
 
 
-def test_facts_have_one_right_answer_and_another_wrong_one():
-    for family in all_families():
-        assert len({fact.subject for fact in family.facts}) == len(family.facts)
-        assert all(fact.right != fact.wrong for fact in family.facts)
+def test_a_wrong_answer_is_right_nowhere():
+    facts = [fact for family in all_families() for fact in family.facts]
+    assert not {fact.wrong for fact in facts} & {fact.right for fact in facts}
+
+
+def test_no_question_is_asked_twice():
+    prompts = [phrasing.format(fact.subject) for f in all_families() for phrasing in f.phrasings for fact in f.facts]
+    assert len(set(prompts)) == len(prompts)
 
 
 @pytest.mark.parametrize(
@@ -115,9 +119,10 @@ def test_facts_have_one_right_answer_and_another_wrong_one():
         ("Hello. What is 3 + 4?", "7.", True),
         ("Tell me: One mouse, two what?", "mice.", True),
         ("Question: Put go into the past.", "goed.", False),
-        ("It is December. Which month is next?", "January.", True),
+        ("Today is Sunday. Which day is tomorrow?", "Monday.", True),
+        ("Hello. Name the day after Tuesday.", "Wensday.", False),
         ("What is the opposite of hot?", "cold.", True),
-        ("Name the baby of a cow.", "calf.", True),
+        ("Name the capital of Turkey.", "Ankara.", True),
     ],
 )
 def test_answers_are_marked(prompt, answer, right):
