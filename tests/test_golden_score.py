@@ -40,7 +40,7 @@ def check_rows(numbers, golden, data, folder):
 
 def test_scores_of_a_handful_of_real_pairs_equal_torch(golden, data, tmp_path):
     assert golden["scores"][our_scores.ROW_WITHOUT_SCORE]["logp_chosen"] is None
-    check_rows(our_scores.ROWS, golden, data, tmp_path)
+    check_rows((*our_scores.ROWS, our_scores.ROW_WITH_CUT_PROMPT), golden, data, tmp_path)
 
 
 @pytest.mark.slow

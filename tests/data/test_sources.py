@@ -150,7 +150,7 @@ def test_a_tfds_score_that_is_no_number_is_null(tmp_path):
 
 
 def test_builtin_tasks_are_sources():
-    assert len(read("builtin:tasks-chat:eval")[0]) == len(read("builtin:tasks-preferences:eval", pairs=True)[0]) == 200
+    assert len(read("builtin:tasks-chat:eval")[0]) == len(read("builtin:tasks-preferences:eval", pairs=True)[0]) == 280
 
 
 def test_the_split_stands_after_the_last_colon_outside_brackets():

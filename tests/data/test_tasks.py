@@ -10,7 +10,7 @@ import pytest
 
 from zephyr_jax.data import tasks
 from zephyr_jax.data.rows import parse_conversation, parse_pair
-from zephyr_jax.data.task_families import all_families
+from zephyr_jax.data.task_families import OPENERS, all_families
 from zephyr_jax.records import InputError
 
 CHAT = list(tasks.iterate_task_rows("chat", "train"))
@@ -47,20 +47,25 @@ def test_no_eval_question_is_asked_in_training():
     held_out = {question for question, _ in asked_and_answered(CHAT_EVAL)}
     trained = {question for question, _ in asked_and_answered(CHAT + PAIRS)}
     assert not held_out & trained
-    assert held_out == {row["prompt"] for row in PAIRS_EVAL} and len(held_out) == tasks.NUM_EVAL_PROMPTS
+    assert held_out == {row["prompt"] for row in PAIRS_EVAL} and len(held_out) == len(CHAT_EVAL) == 280
 
 
-def test_every_eval_fact_is_taught_in_several_other_ways():
-    trained = {row["prompt"] for row in PAIRS}
+def without_opener(prompt):
+    opener = max((opener for opener in OPENERS if prompt.startswith(opener)), key=len)
+    return prompt.removeprefix(opener)
+
+
+def test_each_fact_is_held_out_in_one_phrasing_whatever_stands_before_it():
+    trained = {without_opener(row["prompt"]) for row in PAIRS}
     for family in all_families():
         for fact in family.facts:
-            assert sum(phrasing.format(fact.subject) in trained for phrasing in family.phrasings) >= 5
+            asked = [phrasing.format(fact.subject) in trained for phrasing in family.phrasings]
+            assert sum(asked) == len(asked) - 1
+    assert not trained & {without_opener(row["prompt"]) for row in PAIRS_EVAL}
 
 
-def test_eval_asks_as_much_of_every_family_and_mixes_them():
-    counts = collections.Counter(row["family"] for row in PAIRS_EVAL)
-    assert len(counts) == len(all_families()) and max(counts.values()) - min(counts.values()) <= 1
-    assert len({row["family"] for row in PAIRS_EVAL[:40]}) == len(counts)  # so that a limit keeps all of them
+def test_eval_mixes_the_families_so_that_its_start_has_all_of_them():
+    assert {row["family"] for row in PAIRS_EVAL[:40]} == {family.name for family in all_families()}
 
 
 def test_eval_answers_and_chosen_answers_are_right_and_rejected_ones_wrong():
@@ -71,15 +76,14 @@ def test_eval_answers_and_chosen_answers_are_right_and_rejected_ones_wrong():
 
 
 def test_the_teacher_errs_in_a_third_of_its_answers_and_always_on_the_same_facts():
-    """Half of the facts (rounded down to 4 of 9, up to 4 of 7: 32 of 70) are misconceived: (32 x 0.6 + 38 x 0.1) / 70."""
+    """Half of the facts (4 of 9 or of 7, so 32 of 70) are misconceived: (32 x 0.6 + 38 x 0.1) / 70."""
     answers = list(asked_and_answered(CHAT))
     wrong = [not tasks.is_right(*pair) for pair in answers]
     assert sum(wrong) / len(wrong) == pytest.approx(0.329, abs=0.02)
-    subjects = {p.format(f.subject): (family.name, f) for family in all_families() for p in family.phrasings
-                for f in family.facts}  # fmt: skip
+    facts = {p.format(f.subject): f for family in all_families() for p in family.phrasings for f in family.facts}
     by_fact = collections.defaultdict(list)
     for (question, _), is_wrong in zip(answers, wrong, strict=True):
-        by_fact[subjects[question]].append(is_wrong)
+        by_fact[facts[without_opener(question)]].append(is_wrong)
     misconceived = [sum(errors) > len(errors) / 2 for errors in by_fact.values()]
     assert sum(misconceived) / len(misconceived) == pytest.approx(32 / 70, abs=0.05)
 
@@ -117,9 +121,9 @@ def test_no_question_is_asked_twice():
         ("Which day comes after Monday?", "Tuesday", False),
         ("Which day comes after Monday?", "Sunday.", False),
         ("Hello. What is 3 + 4?", "7.", True),
-        ("Tell me: One mouse, two what?", "mice.", True),
-        ("Question: Put go into the past.", "goed.", False),
-        ("Today is Sunday. Which day is tomorrow?", "Monday.", True),
+        ("Tell me: Put into the plural: mouse.", "mice.", True),
+        ("Question: What is the past of go?", "goed.", False),
+        ("Question: What day follows Sunday?", "Monday.", True),
         ("Hello. Name the day after Tuesday.", "Wensday.", False),
         ("What is the opposite of hot?", "cold.", True),
         ("Name the capital of Turkey.", "Ankara.", True),
@@ -141,4 +145,4 @@ def test_an_unknown_kind_or_split_is_an_input_error():
         tasks.iterate_task_rows("chat", "test")
 
 
-DIGESTS: list[str] = []
+DIGESTS = ["df8e7b8c90058453", "af95e073c19edcb4", "ac6f4ad77db434f8"]

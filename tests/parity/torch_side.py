@@ -30,6 +30,8 @@ from tests.parity import runs
 from tests.parity.small_data import Row
 from tests.parity.small_models import SmallModel, make_tensors
 
+# A thread of torch that waits for a core which others use spins: on a busy machine two threads took ten times longer.
+torch.set_num_threads(1)
 datasets.disable_progress_bars()
 transformers.logging.disable_progress_bar()
 

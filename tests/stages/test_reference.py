@@ -295,7 +295,10 @@ def test_training_on_a_store_that_was_tampered_with_is_stopped_at_the_first_step
     arrays["rejected"][2] += 1
     np.savez(store / "log_probs.npz", **arrays)
     run = on_one_device(recipe)
-    with jax.set_mesh(run.mesh), pytest.raises(RuntimeError, match=r"\|margin\| / beta 1.00e\+00; a policy that starts"):
+    with (
+        jax.set_mesh(run.mesh),
+        pytest.raises(RuntimeError, match=r"\|margin\| / beta 1.00e\+00; a policy that starts"),
+    ):
         run_ddpo(run, load_ddpo_data(run), on_evaluation=lambda *_: None)
     assert not (run.folder / "ddpo" / "summary.json").exists()
 

@@ -171,7 +171,9 @@ def test_learning_goes_down_hill(untouched):
 @pytest.mark.parametrize(("crash", "saved"), [(1, 0), (2, 0), (6, 4), (7, 6)])
 def test_resumed_equals_uninterrupted_to_the_last_bit(crash, saved, tmp_path, untouched):
     """Saved every 2 steps and crashed at a step: what is not saved is done again; lines and parameters are equal."""
-    task = _task(tmp_path / "dsft", save_every=2, evaluate=lambda params, step: {"loss": float(jnp.sum(params["head"]))})
+    task = _task(
+        tmp_path / "dsft", save_every=2, evaluate=lambda params, step: {"loss": float(jnp.sum(params["head"]))}
+    )
     task = dataclasses.replace(task, options=task.options.model_copy(update={"eval_every": 3}))
     with pytest.raises(_Crash):
         _run(_crashing_at(crash, task=task, saved=saved))

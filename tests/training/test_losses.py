@@ -135,7 +135,7 @@ def test_entropy_and_accuracy_by_hand():
 
 
 def test_sums_by_sequence_by_hand():
-    """Two rows: pair 1 first, then pair 0 split over both; the weight-0 entries point at slot 0 and count for nothing."""
+    """Pair 1 in the first row, pair 0 in the second; the entries of weight 0 point at slot 0 and count for nothing."""
     sums = sum_by_sequence(
         np.array([[-1, -2, -4, -8], [-16, -32, 0, 0]], np.float32),
         slots_BN=np.array([[2, 2, 3, 0], [1, 1, 0, 0]], np.int32),

@@ -94,9 +94,7 @@ def _sft_steps(micro_batch_size):
 
 def _dpo_steps(micro_batch_size, *, layout="packed", optimizer=None, **changes):
     """11 pairs, 8 and 3 a step."""
-    batches = _batches(
-        pair_batches, make_pairs(11), references=True, micro_batch_size=micro_batch_size, layout=layout
-    )
+    batches = _batches(pair_batches, make_pairs(11), references=True, micro_batch_size=micro_batch_size, layout=layout)
     return run_steps(dpo(**changes), batches, optimizer=optimizer or optax.adam(0.01), max_grad_norm=0.5)
 
 

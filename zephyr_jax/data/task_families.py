@@ -11,8 +11,8 @@ from __future__ import annotations
 import dataclasses
 
 # Every question can be put with or without each of these in front. A byte model from random weights learns to find the
-# subject of a question only where it sees it in many places; from four phrasings alone it learns prompts by heart.
-_OPENERS = ("", "Hello. ", "Tell me: ", "Question: ")
+# subject of a question only where it sees it in many places; without them it learns whole prompts by heart.
+OPENERS = ("", "Hello. ", "Tell me: ", "Question: ")
 
 # word, its opposite, a word that is near in meaning but no opposite
 _OPPOSITES = """
@@ -65,7 +65,7 @@ class Family:
 
     Attributes:
       name: for figures per family.
-      phrasings: the question with `{}` where the subject goes; every fact can be asked in each of them.
+      phrasings: the question with `{}` where the subject goes, to stand after any of `OPENERS`.
       facts: what is asked about.
     """
 
@@ -78,25 +78,28 @@ def all_families() -> tuple[Family, ...]:
     """All families, in a fixed order."""
     return (
         _family("day after", "Which day comes after {}?|What day follows {}?|Name the day after {}.|"
-                "Today is {}. Which day is tomorrow?", _successors(_WEEKDAYS)),
-        _family("sum", "What is {}?|Add up {}.|How much is {}?|Please work out {}.", _sums()),
-        _family("opposite", "What is the opposite of {}?|Give the opposite of {}.|Which word is opposed to {}?|"
-                "Say the reverse of {}.", _table(_OPPOSITES)),
-        _family("past tense", "What is the past tense of {}?|Give the past tense of {}.|Put {} into the past.|"
-                "How do you say {} in the past?", _table(_PAST_TENSES)),
-        _family("plural", "What is the plural of {}?|Give the plural of {}.|One {}, two what?|"
-                "What do you call more than one {}?", _table(_PLURALS)),
-        _family("comparative", "What is the comparative of {}?|Give the comparative of {}.|Compare with the word {}.|"
-                "Which word says more than {}?", _table(_COMPARATIVES)),
-        _family("ordinal", "What is the ordinal of {}?|Give the ordinal of {}.|Turn {} into an ordinal.|"
-                "Which place has number {}?", _table(_ORDINALS)),
-        _family("capital", "What is the capital of {}?|Name the capital of {}.|Which city governs {}?|"
-                "Where is the government of {}?", _table(_CAPITALS)),
+                "Give the day after {}.|What is the day after {}?|Which day is next after {}?", _successors(_WEEKDAYS)),
+        _family("sum", "What is {}?|Add up {}.|How much is {}?|Please work out {}.|Find the sum {}.|"
+                "What do you get from {}?", _sums()),
+        _family("opposite", "What is the opposite of {}?|Give the opposite of {}.|Name the opposite of {}.|"
+                "Which word is opposed to {}?|Say the reverse of {}.|What is the contrary of {}?", _table(_OPPOSITES)),
+        _family("past tense", "What is the past tense of {}?|Give the past tense of {}.|Name the past form of {}.|"
+                "Which word is the past of {}?|Put into the past: {}.|What is the past of {}?", _table(_PAST_TENSES)),
+        _family("plural", "What is the plural of {}?|Give the plural of {}.|Name the plural of {}.|"
+                "Which word is the plural of {}?|Put into the plural: {}.|Make a plural of {}.", _table(_PLURALS)),
+        _family("comparative", "What is the comparative of {}?|Give the comparative of {}.|Name the comparative of {}.|"
+                "Which word says more than {}?|Put into the comparative: {}.|Make a comparative of {}.",
+                _table(_COMPARATIVES)),
+        _family("ordinal", "What is the ordinal of {}?|Give the ordinal of {}.|Name the ordinal of {}.|"
+                "Which place has number {}?|Turn into an ordinal: {}.|Make an ordinal of {}.", _table(_ORDINALS)),
+        _family("capital", "What is the capital of {}?|Give the capital of {}.|Name the capital of {}.|"
+                "Which city is the capital of {}?|Which city governs {}?|Where is the government of {}?",
+                _table(_CAPITALS)),
     )  # fmt: skip
 
 
 def _family(name: str, phrasings: str, facts: tuple[Fact, ...]) -> Family:
-    return Family(name, tuple(opener + core for core in phrasings.split("|") for opener in _OPENERS), facts)
+    return Family(name, tuple(phrasings.split("|")), facts)
 
 
 def _table(text: str) -> tuple[Fact, ...]:

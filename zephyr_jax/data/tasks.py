@@ -3,9 +3,9 @@
 It tells Zephyr's story in small. The *chat* rows are written by an imperfect teacher: about a third of its answers are
 wrong, always in the right form, and it is wrong about the same facts again and again. So dSFT learns how to answer, and
 the teacher's misconceptions with it. The *preferences* say for each prompt which of the two answers is right, so dDPO
-can mend them. The *eval* prompts occur in neither: each asks for a fact that training asks for in other words (or after
-another opening word), and carries the right answer. The questions themselves stand in `task_families.py`. Not a
-benchmark: it is there to see a run work.
+can mend them. The *eval* prompts occur in neither: each asks for a fact in words in which training never asks for it, and
+carries the right answer. The questions themselves stand in `task_families.py`. Not a benchmark: it is there to see a run
+work.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from zephyr_jax.data.task_families import Fact, Family, all_families
+from zephyr_jax.data.task_families import OPENERS, Fact, Family, all_families
 from zephyr_jax.records import InputError
 
 _T = TypeVar("_T")
@@ -24,7 +24,6 @@ _T = TypeVar("_T")
 SPLITS = ("train", "eval")
 
 NUM_CHAT_TRAIN_ROWS = 10_000
-NUM_EVAL_PROMPTS = 200
 
 # The teacher: it has a wrong idea of some facts, and slips now and then on the others.
 SHARE_OF_MISCONCEIVED_FACTS = 0.5
@@ -122,18 +121,16 @@ def _answer_key() -> dict[str, str]:
 
 @functools.cache
 def _questions() -> tuple[tuple[_Question, ...], tuple[_Question, ...]]:
-    """All questions, as (train, eval); eval has the same number of each family, mixed."""
+    """All questions, as (train, eval): of each fact, one phrasing (after every opener) is for eval alone."""
     misconceiving, holding_out = random.Random(_MISCONCEPTIONS_SEED), random.Random(_EVAL_SEED)
-    families = all_families()
     train: list[_Question] = []
     held_out: list[_Question] = []
-    for i, family in enumerate(families):
-        asked = [_ask(family, phrasing, fact, rate) for fact, rate in _error_rates(family, misconceiving)
-                 for phrasing in family.phrasings]  # fmt: skip
-        mixed = _shuffled(asked, holding_out)
-        num_held_out = NUM_EVAL_PROMPTS * (i + 1) // len(families) - NUM_EVAL_PROMPTS * i // len(families)
-        held_out += mixed[:num_held_out]
-        train += mixed[num_held_out:]
+    for family in all_families():
+        for fact, error_rate in _error_rates(family, misconceiving):
+            kept_back = _pick(family.phrasings, holding_out)
+            for phrasing in family.phrasings:
+                asked = [_ask(family, opener + phrasing, fact, error_rate) for opener in OPENERS]
+                (held_out if phrasing == kept_back else train).extend(asked)
     return tuple(train), tuple(_shuffled(held_out, holding_out))
 
 

@@ -60,11 +60,15 @@ def _scores_forward(hidden_BND, head_DV, targets_BN, weights_BN):
     def score(chunk):
         hidden_BCD, targets_BC, weights_BC = chunk
         logits_BCV = _logits(hidden_BCD, head_DV)
-        log_total_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
+        largest_BC = jnp.max(logits_BCV, axis=-1)
         target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
-        probs_BCV = jnp.exp(logits_BCV - log_total_BC[..., None])
-        entropies_BC = log_total_BC - jnp.sum(probs_BCV * logits_BCV, axis=-1)
-        is_top_BC = (jnp.argmax(logits_BCV, axis=-1) == targets_BC).astype(jnp.float32)
+        shifted_BCV = logits_BCV - largest_BC[..., None]
+        odds_BCV = jnp.exp(shifted_BCV)  # softmax without its total
+        total_BC = jnp.sum(odds_BCV, axis=-1)
+        log_total_BC = largest_BC + jnp.log(total_BC)
+        # H = log(total) - sum(softmax * shifted), since the entropy does not see the shift
+        entropies_BC = jnp.log(total_BC) - jnp.sum(odds_BCV * shifted_BCV, axis=-1) / total_BC
+        is_top_BC = (target_BC == largest_BC).astype(jnp.float32)
         scores = (target_BC - log_total_BC, entropies_BC, is_top_BC)
         return tuple(jnp.where(weights_BC > 0, field, 0.0) for field in scores), log_total_BC
 
