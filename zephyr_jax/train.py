@@ -76,9 +76,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
     from zephyr_jax.stages.dry_run import describe_stage
     from zephyr_jax.stages.pipeline import run_stages
-    from zephyr_jax.stages.start import open_run
+    from zephyr_jax.stages.start import check_start_model, open_run
 
     run = open_run(recipe)
+    check_start_model(run)
     with jax.set_mesh(run.mesh):
         if arguments.dry_run:
             for stage in recipe.stages:

@@ -242,6 +242,21 @@ def test_wrong_inputs_are_one_message_and_status_2(overrides, wanted, tmp_path, 
     assert wanted in err[err.index("error: ") :]
 
 
+@pytest.mark.parametrize("case", ["a mesh that does not fit", "vocabulary", "no such weights", "undividable"])
+def test_what_needs_no_data_is_refused_before_any_is_read(case, tmp_path, monkeypatch):
+    """A mesh or a model that cannot be must not cost the reading of 200 000 rows; and a dry run tells it too."""
+    monkeypatch.chdir(tmp_path)
+    overrides, wanted = WRONG[case]
+    config = write_config(tmp_path)
+    for data in tmp_path.glob("*.jsonl"):
+        data.unlink()
+    before = _files(tmp_path)
+    for dry_run in ([], ["--dry-run"]):
+        status, out, err = call("--config", config, *overrides, *dry_run)
+        assert (status, out) == (2, "") and wanted in err
+    assert _files(tmp_path) == before
+
+
 def test_a_name_is_free_until_its_run_has_begun(tmp_path):
     """A mistake in the data is found after the folder is made; the mended recipe may have the same name."""
     claim_folder(make_recipe(tmp_path), new_run=False)

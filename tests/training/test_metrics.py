@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from zephyr_jax.records import InputError
-from zephyr_jax.training.metrics import MetricsLog, ProgressBar, write_json
+from zephyr_jax.training.metrics import MetricsLog, ProgressBar, keep_lines, write_json
 
 
 def _lines(folder):
@@ -64,6 +64,17 @@ def test_a_run_from_the_start_has_no_lines_of_an_earlier_attempt(tmp_path):
     _write(tmp_path, *RECORDS)
     _write(tmp_path, RECORDS[0], after_step=0)
     assert _lines(tmp_path) == RECORDS[:1]
+
+
+def test_a_line_ends_at_a_newline_alone(tmp_path):
+    """Answers may hold U+0085, U+2028 or U+2029, which end a line for str.splitlines but not in JSON lines."""
+    path = tmp_path / "samples.jsonl"
+    records = [{"step": 0, "response": "a\u2028b\u0085c\u2029d"}, {"step": 2, "response": "e"}, {"step": 4}]
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    keep_lines(path, lambda record: record["step"] < 4)
+    assert [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]] == records[:2]
+    keep_lines(tmp_path / "nowhere.jsonl", lambda record: True)
+    assert not (tmp_path / "nowhere.jsonl").exists()
 
 
 def test_records_are_those_of_all_sittings(tmp_path):

@@ -1,11 +1,11 @@
 """The embedded default's data set, made from fixed seeds when it is asked for: no file, no download.
 
-It tells Zephyr's story in small. The *chat* rows are written by an imperfect teacher: about a third of its answers are
-wrong, always in the right form, and it is wrong about the same facts again and again. So dSFT learns how to answer, and
-the teacher's misconceptions with it. The *preferences* say for each prompt which of the two answers is right, so dDPO
-can mend them. The *eval* prompts occur in neither: each asks for a fact in words in which training never asks for it, and
-carries the right answer. The questions themselves stand in `task_families.py`. Not a benchmark: it is there to see a run
-work.
+It tells Zephyr's story in small. The *chat* rows are written by an imperfect teacher: about a third of its answers
+are wrong, always in the right form, and it is wrong about the same facts again and again. So dSFT learns how to
+answer, and the teacher's misconceptions with it. The *preferences* say for each prompt which of the two answers is
+right, so dDPO can mend them. The *eval* prompts occur in neither: each asks for a fact in words in which training
+never asks for it, and carries the right answer. The questions themselves stand in `task_families.py`. Not a
+benchmark: it is there to see a run work.
 """
 
 from __future__ import annotations

@@ -191,7 +191,8 @@ def _fetch_layer(leaf: jax.Array, layer: int) -> np.ndarray:
     for shard in leaf.addressable_shards:
         first, stop, _ = shard.index[0].indices(leaf.shape[0])
         if shard.replica_id == 0 and first <= layer < stop:
-            whole[shard.index[1:]] = np.asarray(_take(shard.data, layer - first))
+            with jax.set_mesh(None):  # a shard lies on one device, whatever mesh the caller works on
+                whole[shard.index[1:]] = np.asarray(_take(shard.data, layer - first))
     return whole
 
 

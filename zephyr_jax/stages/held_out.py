@@ -22,7 +22,7 @@ from zephyr_jax.stages.dsft import DsftData, dsft_eval_batches
 from zephyr_jax.stages.reference import score_all_pairs
 from zephyr_jax.stages.start import Run, StartModel, model_settings, say
 from zephyr_jax.training.loop import evaluate_batches
-from zephyr_jax.training.metrics import write_json
+from zephyr_jax.training.metrics import keep_lines, write_json
 from zephyr_jax.training.objectives import sft_objective
 
 GENERATION_BATCH = 32
@@ -82,9 +82,8 @@ def sample_writer(run: Run, held_out: HeldOut, model: StartModel) -> Callable[[s
         if not prompts:
             return
         path = run.folder / stage / "samples.jsonl"
-        earlier = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        with path.open("w", encoding="utf-8") as file:  # without what an interrupted sitting wrote of later steps
-            file.writelines(line for line in earlier if json.loads(line)["step"] < step)
+        keep_lines(path, lambda record: record["step"] < step)  # an interrupted sitting may have written later ones
+        with path.open("a", encoding="utf-8") as file:
             for prompt, answer in zip(prompts, answer_prompts(run, params, model, prompts=prompts), strict=True):
                 file.write(
                     json.dumps({"step": step, "messages": prompt, "response": answer}, ensure_ascii=False) + "\n"

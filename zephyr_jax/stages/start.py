@@ -101,6 +101,18 @@ def open_run(recipe: Recipe) -> Run:
     return Run(recipe=recipe, folder=Path(recipe.output_dir) / recipe.name, mesh=mesh, tokenizer=tokenizer)
 
 
+def check_start_model(run: Run) -> None:
+    """What can be known of the first model and this machine before any data or weight is read.
+
+    Raises:
+      InputError: the weights are not there or not of the shape given, the tokenizer does not fit them, the mesh does
+        not divide them, or the attention asked for cannot run here.
+    """
+    start = base_model(run)
+    tree_shardings(abstract_params(start.shape), PARTITION_RULES, run.mesh)
+    choose_attention(run.recipe.model.attention, 1, platform=jax.default_backend())
+
+
 def _tokenizer_name(recipe: Recipe) -> str:
     if recipe.tokenizer is not None:
         return recipe.tokenizer

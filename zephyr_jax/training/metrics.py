@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,23 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     os.replace(temporary, path)
 
 
+def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Leaves in a file of JSON lines those that `keep` takes, up to the first that a kill has torn; no file is fine."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:  # str.splitlines would cut at U+2028 too
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if keep(record):
+            kept.append(line + "\n")
+    temporary = path.with_suffix(".partial")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
 class MetricsLog:
     """metrics.jsonl, one object a line, and the trackers that get the same numbers.
 
@@ -37,7 +54,7 @@ class MetricsLog:
 
     def __init__(self, folder: Path, *, after_step: int, trackers: Sequence[str] = ()):
         self._path = folder / "metrics.jsonl"
-        self._keep_until(after_step)
+        keep_lines(self._path, lambda record: 0 < after_step >= record["step"])
         self._file = self._path.open("a", encoding="utf-8")
         self._events = _open_events(folder, after_step) if "tensorboard" in trackers else None
 
@@ -52,28 +69,13 @@ class MetricsLog:
 
     def records(self) -> list[dict[str, Any]]:
         """All lines so far, earlier sittings' included."""
-        return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in self._path.read_text(encoding="utf-8").split("\n")[:-1]]
 
     def close(self) -> None:
         """Closes the files."""
         self._file.close()
         if self._events is not None:
             self._events.close()
-
-    def _keep_until(self, step: int) -> None:
-        if not self._path.exists():
-            return
-        kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:  # a line torn by a kill is later than any checkpoint
-                break
-            if step and record["step"] <= step:
-                kept.append(line + "\n")
-        temporary = self._path.with_suffix(".partial")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self._path)
 
 
 def _open_events(folder: Path, after_step: int) -> Any:
