@@ -130,7 +130,7 @@ def test_a_source_without_a_usable_row_gives_its_lines_all_the_same(model, tmp_p
         ({"--model": "{tmp}/nowhere"}, "nowhere: there is no such folder"),
         ({"--data": "{tmp}/nowhere.jsonl"}, "nowhere.jsonl"),
         ({"--data": "{tmp}/empty.jsonl"}, "empty.jsonl"),
-        ({"--out": "{tmp}/nowhere/out.jsonl"}, "its folder is not there; make it first"),
+        ({"--out": "{tmp}/nowhere/out.jsonl"}, "cannot be written"),
         ({"--max-prompt-length": "1024"}, "--max-prompt-length: got 1024, wanted 1 or more and less than"),
         ({"--max-prompt-length": "0"}, "--max-prompt-length: got 0"),
         ({"--chat-template": "{tmp}/no.jinja"}, "no.jinja"),

@@ -224,11 +224,13 @@ class StageOptions(Options):
 
     def problems(self) -> list[tuple[str, str]]:
         """What cannot go together in this block, as (key, sentence)."""
+        found = []
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
-            return [
-                ("micro_batch_size", f"got {self.micro_batch_size}, wanted a divisor of batch_size ({self.batch_size})")
-            ]
-        return []
+            wanted = f"wanted a divisor of batch_size ({self.batch_size})"
+            found.append(("micro_batch_size", f"got {self.micro_batch_size}, {wanted}"))
+        if self.eval_every is not None and not self.data.eval:
+            found.append(("eval_every", f"got {self.eval_every}, but data.eval is empty; give it rows, or null here"))
+        return found
 
     @model_validator(mode="after")
     def _check(self) -> StageOptions:

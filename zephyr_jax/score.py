@@ -82,14 +82,21 @@ def _run(arguments: argparse.Namespace) -> None:
             f"--max-prompt-length: got {arguments.max_prompt_length}, wanted 1 or more and less than --max-length "
             f"({arguments.max_length})"
         )
-    if not arguments.out.absolute().parent.is_dir():
-        raise InputError(f"--out {arguments.out}: its folder is not there; make it first")
-    pairs, lines = read_rows(arguments.data)
-    score_lines(arguments, pairs, lines)
     temporary = arguments.out.with_name(arguments.out.name + ".partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    os.replace(temporary, arguments.out)
+    try:
+        if arguments.out.is_dir():
+            raise IsADirectoryError("it is a folder")
+        temporary.touch()
+    except OSError as error:
+        raise InputError(f"--out {arguments.out}: cannot be written ({error}); give the name of a file") from error
+    try:
+        pairs, lines = read_rows(arguments.data)
+        score_lines(arguments, pairs, lines)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        os.replace(temporary, arguments.out)
+    finally:
+        temporary.unlink(missing_ok=True)
     unusable = sum("error" in line for line in lines)
     print(f"score: {len(lines)} rows, {unusable} of them unusable -> {arguments.out}", file=sys.stderr)
 

@@ -31,47 +31,54 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def claim_folder(recipe: Recipe, *, new_run: bool) -> Recipe:
-    """Makes the run's folder with recipe.yaml in it, or recognises it as this recipe's own.
-
-    Args:
-      recipe: the recipe as given.
-      new_run: take a fresh name where the recipe's is taken, whatever recipe it was taken by.
-
-    Returns:
-      The recipe, under its fresh name if it got one.
+def check_name(recipe: Recipe) -> None:
+    """Checks that the recipe's name is free or this recipe's own. A run that never began holds its name for nobody.
 
     Raises:
       InputError: the name belongs to another recipe; the message has the differences key by key.
     """
-    if new_run:
-        names = [recipe.name, *(f"{recipe.name}-{number}" for number in range(2, 10_000))]
-        free = next(name for name in names if not (Path(recipe.output_dir) / name).exists())
-        recipe = recipe.model_copy(update={"name": free})
     folder = Path(recipe.output_dir) / recipe.name
-    stored = folder / "recipe.yaml"
-    has_begun = any((folder / part).exists() for part in (*STAGE_ORDER, "held_out.json"))
-    if has_begun:  # else the name is free still, whatever recipe.yaml says: a mistake in the data may have been mended
-        differences = recipe_differences(load_recipe(stored), recipe)
-        if differences:
-            raise InputError(
-                f"{folder}: this name was run with another recipe; what differs:\n  "
-                + "\n  ".join(differences)
-                + "\ntake another name (name=...), add --new-run for a fresh one, or delete the folder"
-            )
-        return recipe
+    if not any((folder / part).exists() for part in (*STAGE_ORDER, "held_out.json")):
+        return
+    differences = recipe_differences(load_recipe(folder / "recipe.yaml"), recipe)
+    if differences:
+        raise InputError(
+            f"{folder}: this name was run with another recipe; what differs:\n  "
+            + "\n  ".join(differences)
+            + "\ntake another name (name=...), add --new-run for a fresh one, or delete the folder"
+        )
+
+
+def with_fresh_name(recipe: Recipe) -> Recipe:
+    """The recipe under its own name, or where that is taken under the first free one: name-2, name-3, ..."""
+    names = [recipe.name, *(f"{recipe.name}-{number}" for number in range(2, 10_000))]
+    free = next(name for name in names if not (Path(recipe.output_dir) / name).exists())
+    return recipe.model_copy(update={"name": free})
+
+
+def claim_folder(recipe: Recipe) -> None:
+    """Makes the run's folder with recipe.yaml in it.
+
+    Raises:
+      InputError: the folder cannot be written.
+    """
+    folder = Path(recipe.output_dir) / recipe.name
     try:
+        if (folder / "recipe.yaml").exists() and load_recipe(folder / "recipe.yaml") == recipe:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / "recipe.yaml.partial"
         temporary.write_text(recipe_to_yaml(recipe), encoding="utf-8")
-        os.replace(temporary, stored)
+        os.replace(temporary, folder / "recipe.yaml")
     except OSError as error:
         raise InputError(f"output_dir {recipe.output_dir}: cannot be written ({error}); give another one") from error
-    return recipe
 
 
 def _run(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(arguments.config, arguments.overrides)
+    if arguments.new_run:
+        recipe = with_fresh_name(recipe)
+    check_name(recipe)
     import jax  # after the recipe, whose mistakes show at once
 
     from zephyr_jax.stages.dry_run import describe_stage
@@ -85,8 +92,8 @@ def _run(arguments: argparse.Namespace) -> None:
             for stage in recipe.stages:
                 print(describe_stage(run, stage))
             return
-        claimed = claim_folder(recipe, new_run=arguments.new_run)
-        table = run_stages(run.renamed(claimed))
+        claim_folder(recipe)
+        table = run_stages(run)
     if table:
         print(table)
 

@@ -241,3 +241,4 @@ def test_a_packed_row_holds_each_prompt_once_and_no_key_after_its_query():
 def test_target_width_is_a_multiple_that_holds_the_targets():
     assert [target_width(n, 2048) for n in (0, 1, 128, 129)] == [128, 128, 128, 256]
     assert [target_width(n, 256) for n in (1, 65, 256)] == [64, 128, 256]
+    assert target_width(1021, 1021) == 1024

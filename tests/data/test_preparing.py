@@ -9,7 +9,7 @@ import pytest
 
 from zephyr_jax.data import preparing
 from zephyr_jax.data.preparing import cut_prompt, prepare_conversations, prepare_pairs
-from zephyr_jax.records import Conversation, PreferencePair, ReadReport
+from zephyr_jax.records import Conversation, InputError, PreferencePair, ReadReport
 
 
 class CharacterTokenizer:
@@ -188,3 +188,15 @@ def test_progress_shows_the_rate_on_stderr(capsys):
     )
     shown = capsys.readouterr()
     assert "3/3" in shown.err and "dialogues/s" in shown.err and shown.out == ""
+
+
+def test_a_row_that_the_chat_template_refuses_is_dropped_and_counted():
+    class Refusing:
+        def encode_pair(self, prompt, chosen, rejected):
+            raise InputError("template: no system messages")
+
+    report = ReadReport()
+    pair = PreferencePair(({"role": "user", "content": "q"},), "a", "b", None, "f:1")
+    pairs = prepare_pairs([pair], Refusing(), max_length=9, max_prompt_length=4, row_length=None, report=report)
+    assert len(pairs) == 0 and pairs.dropped == {0: "refused by the chat template: template: no system messages"}
+    assert report.dropped == {"refused by the chat template": 1}

@@ -63,7 +63,7 @@ def test_a_hub_name_is_fetched_without_pytorch_weights(tmp_path: Path, monkeypat
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     assert open_weights("hf:someone/some-model").shape == UNTIED
     assert asked["name"] == "someone/some-model"
-    assert "*.safetensors" in asked["allow_patterns"] and not any("bin" in one for one in asked["allow_patterns"])
+    assert "model*.safetensors" in asked["allow_patterns"] and not any("bin" in one for one in asked["allow_patterns"])
 
 
 def test_a_hub_that_cannot_be_reached_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from tests.pipeline.small_recipes import write_config
 from tests.stages.small_runs import dialogue_rows, make_recipe, pair_rows, write_rows
 from zephyr_jax.recipe import load_recipe
 from zephyr_jax.records import InputError
-from zephyr_jax.train import claim_folder, main
+from zephyr_jax.train import check_name, claim_folder, main, with_fresh_name
 
 STEP_METRICS = {
     "step",
@@ -259,19 +259,23 @@ def test_what_needs_no_data_is_refused_before_any_is_read(case, tmp_path, monkey
 
 def test_a_name_is_free_until_its_run_has_begun(tmp_path):
     """A mistake in the data is found after the folder is made; the mended recipe may have the same name."""
-    claim_folder(make_recipe(tmp_path), new_run=False)
+    claim_folder(make_recipe(tmp_path))
     mended = make_recipe(tmp_path, seed=7)
-    assert claim_folder(mended, new_run=False) == mended
+    check_name(mended)
+    claim_folder(mended)
     assert load_recipe(tmp_path / "runs" / "small" / "recipe.yaml") == mended
     (tmp_path / "runs" / "small" / "ddpo").mkdir()
-    assert claim_folder(mended, new_run=False) == mended
+    check_name(mended)
     with pytest.raises(InputError, match="seed: 7 -> 42"):
-        claim_folder(make_recipe(tmp_path), new_run=False)
+        check_name(make_recipe(tmp_path))
 
 
 def test_new_run_takes_the_next_free_name(tmp_path):
-    recipe = make_recipe(tmp_path)
-    names = [claim_folder(recipe, new_run=True).name for _ in range(3)]
+    recipe, names = make_recipe(tmp_path), []
+    for _ in range(3):
+        fresh = with_fresh_name(recipe)
+        claim_folder(fresh)
+        names.append(fresh.name)
     assert names == ["small", "small-2", "small-3"]
     assert load_recipe(tmp_path / "runs" / "small-3" / "recipe.yaml").name == "small-3"
 
@@ -279,4 +283,4 @@ def test_new_run_takes_the_next_free_name(tmp_path):
 def test_a_folder_that_cannot_be_written_is_the_users_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="output_dir .*file: cannot be written"):
-        claim_folder(make_recipe(tmp_path, output_dir=str(tmp_path / "file")), new_run=False)
+        claim_folder(make_recipe(tmp_path, output_dir=str(tmp_path / "file")))

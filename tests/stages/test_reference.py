@@ -242,7 +242,7 @@ def test_a_given_path_with_nothing_there_is_where_the_store_is_made(tmp_path):
 
 
 def _finished_store(folder: Path, num_pairs: int = 3) -> ReferenceStore:
-    store = ReferenceStore(folder / "store", {"rows": "abc"})
+    store = ReferenceStore(folder / "store", {"rows": "abc"}, "train")
     arrays, done = store.begin(num_pairs)
     assert not done.any()
     store.complete({field: array + 1 for field, array in arrays.items()})
@@ -270,7 +270,7 @@ def test_a_damaged_store_is_an_error_with_the_way_out(tmp_path):
 
 
 def test_an_unfinished_or_absent_store_is_not_read(tmp_path):
-    store = ReferenceStore(tmp_path / "store", {"rows": "abc"})
+    store = ReferenceStore(tmp_path / "store", {"rows": "abc"}, "train")
     assert store.read(3) is None
     store.begin(3)
     assert store.read(3) is None

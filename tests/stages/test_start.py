@@ -11,7 +11,15 @@ from tests.stages.small_runs import SHAPE, make_recipe, on_one_device
 from zephyr_jax.recipe import ModelShape
 from zephyr_jax.records import InputError
 from zephyr_jax.stages import start
-from zephyr_jax.stages.start import StartModel, base_model, model_settings, open_run, say_attention, stage_model
+from zephyr_jax.stages.start import (
+    StartModel,
+    base_model,
+    check_start_model,
+    model_settings,
+    open_run,
+    say_attention,
+    stage_model,
+)
 
 MODEL = {"weights": None, "shape": SHAPE, "compute_dtype": "float32", "remat": "none"}
 
@@ -32,8 +40,19 @@ def test_opening_a_run_makes_no_folder(tmp_path):
     run = open_run(make_recipe(tmp_path))
     assert run.folder == tmp_path / "runs" / "small" and not (tmp_path / "runs").exists()
     assert dict(run.mesh.shape) == {"data": 1, "fsdp": len(jax.devices()), "tensor": 1}
-    renamed = run.renamed(run.recipe.model_copy(update={"name": "small-2"}))
-    assert renamed.folder == tmp_path / "runs" / "small-2" and renamed.mesh is run.mesh
+
+
+def test_more_than_one_process_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    with pytest.raises(InputError, match="got 2 processes, wanted 1"):
+        open_run(make_recipe(tmp_path))
+
+
+def test_tensorboard_that_is_not_installed_is_an_error_with_the_way_out(tmp_path, monkeypatch):
+    run = on_one_device(make_recipe(tmp_path, trackers=["tensorboard"]))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"trackers: tensorboard needs .* pip install -e '.\[tensorboard\]'"):
+        check_start_model(run)
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path):

@@ -64,15 +64,28 @@ def make_params(seed: int = 0, shape: ModelShape = SHAPE) -> dict[str, Any]:
     return jax.tree.map_with_path(leaf, abstract_params(shape))
 
 
+ROWS = {"train": ["rows.jsonl"], "eval": ["rows.jsonl"]}
+
+
 def sft_options(**changes: Any) -> Dsft:
     """Options of dSFT for the small model."""
-    given = {"data": {"train": ["rows.jsonl"]}, "max_length": 64, "batch_size": 8, "learning_rate": 0.01}
+    given = {
+        "data": {"train": ["rows.jsonl"], "eval": ["rows.jsonl"]},
+        "max_length": 64,
+        "batch_size": 8,
+        "learning_rate": 0.01,
+    }
     return Dsft.model_validate(given | {"warmup_ratio": 0.0} | changes)
 
 
 def dpo_options(**changes: Any) -> Ddpo:
     """Options of dDPO for the small model."""
-    given = {"data": {"train": ["rows.jsonl"]}, "max_length": 32, "max_prompt_length": 16, "row_length": 64}
+    given = {
+        "data": {"train": ["rows.jsonl"], "eval": ["rows.jsonl"]},
+        "max_length": 32,
+        "max_prompt_length": 16,
+        "row_length": 64,
+    }
     given |= {"batch_size": 8, "learning_rate": 0.01, "beta": 0.5, "warmup_ratio": 0.0}
     return Ddpo.model_validate(given | changes)
 

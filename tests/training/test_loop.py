@@ -15,6 +15,7 @@ import pytest
 
 from tests.training.small_stages import assert_close, make_dialogues, sft_batches, sft_options
 from zephyr_jax.recipe import Mesh
+from zephyr_jax.records import InputError
 from zephyr_jax.sharding import make_mesh
 from zephyr_jax.training.checkpoint import saved_steps
 from zephyr_jax.training.loop import StageTask, evaluate_batches, run_stage
@@ -264,7 +265,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
         totals = _bigrams(params, batch)
         return totals._replace(loss=totals.loss / 0.0)
 
-    with pytest.raises(FloatingPointError, match="at step 1; the last checkpoint is intact"):
+    with pytest.raises(FloatingPointError, match="at step 1; the newest checkpoint is of step 0"):
         _run(_task(tmp_path / "dsft", objective=broken, save_every=1))
     assert saved_steps(tmp_path / "dsft" / "checkpoints") == []
 
@@ -297,3 +298,11 @@ def test_an_evaluation_is_the_mean_over_all_rows_whatever_the_batches():
             values.append(evaluate(_start({"head": jax.sharding.SingleDeviceSharding(jax.devices()[0])})))
     assert values[0] == pytest.approx(values[1], rel=1e-6)
     assert values[0]["doubled"] == pytest.approx(2 * values[0]["loss"])
+
+
+def test_a_run_does_not_go_on_with_other_rows(tmp_path):
+    """The steps before an interruption saw other rows: their epoch, schedule and order would not be one run's."""
+    _run(_task(tmp_path / "dsft", max_steps=1))
+    task = dataclasses.replace(_task(tmp_path / "dsft", max_steps=2), data_fingerprint="other rows")
+    with pytest.raises(InputError, match="dsft: the training rows are no longer those that steps 1 to 1 saw"):
+        _run(task)

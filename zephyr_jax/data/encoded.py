@@ -59,6 +59,13 @@ class EncodedConversations:
         """int64 [M]: tokens of each dialogue."""
         return np.diff(self.offsets)
 
+    def fingerprint(self) -> str:
+        """sha256 of the ids, of what is learnt and of where dialogues are parted: equal where the rows are."""
+        digest = hashlib.sha256(self.offsets.astype("<i8").tobytes())
+        digest.update(self.ids.astype("<i4").tobytes())
+        digest.update(self.is_target.tobytes())
+        return digest.hexdigest()
+
     @property
     def num_targets(self) -> np.ndarray:
         """int64 [M]: target tokens of each dialogue, none of which is empty."""

@@ -78,8 +78,11 @@ def best_fit(
 
 
 def target_width(most_targets: int, row_length: int) -> int:
-    """N: the smallest multiple of 128 (64 in rows of at most 512) that holds the fullest row's targets."""
-    return min(round_up(max(most_targets, 1), 128 if row_length > 512 else 64), row_length)
+    """N: the smallest multiple of 128 (64 in rows of at most 512) that holds the fullest row's targets.
+
+    It may exceed the row's length: filler costs little, and a width that nothing divides would be scored one by one.
+    """
+    return round_up(max(most_targets, 1), 128 if row_length > 512 else 64)
 
 
 def empty_micro_batch(*, num_rows: int, row_length: int, num_targets: int, pad_id: int = 0) -> MicroBatch:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from zephyr_jax.data.encoded import EncodedConversations, EncodedPairs
-from zephyr_jax.records import Conversation, PreferencePair, ReadReport
+from zephyr_jax.records import Conversation, InputError, PreferencePair, ReadReport
 
 if TYPE_CHECKING:
     from zephyr_jax.data.chat import ChatTokenizer
@@ -23,6 +23,7 @@ CUT_TURNS = "turns cut to fit max_length"
 CUT_PROMPT = "prompt cut to its last max_prompt_length tokens"
 DROPPED_LONG_DIALOGUE = "longer than max_length up to the first answer"
 DROPPED_NO_TARGETS = "no target tokens"
+DROPPED_TEMPLATE = "refused by the chat template"
 DROPPED_EMPTY_PROMPT = "empty prompt"
 DROPPED_EMPTY_RESPONSE = "empty response"
 DROPPED_LONG_PAIR = "prompt and response longer than max_length"
@@ -60,7 +61,11 @@ def prepare_conversations(
 
     def kept() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         for row, conversation in enumerate(_shown(conversations, "dialogues", progress)):
-            encoded = tokenizer.encode_conversation(conversation.messages)
+            try:
+                encoded = tokenizer.encode_conversation(conversation.messages)
+            except InputError as error:
+                dropped[row] = f"{DROPPED_TEMPLATE}: {error}"
+                continue
             end = len(encoded.ids)
             is_cut = end > max_length
             if is_cut:
@@ -109,7 +114,11 @@ def prepare_pairs(
 
     def kept() -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
         for row, pair in enumerate(_shown(pairs, "pairs", progress)):
-            encoded = tokenizer.encode_pair(pair.prompt, pair.chosen, pair.rejected)
+            try:
+                encoded = tokenizer.encode_pair(pair.prompt, pair.chosen, pair.rejected)
+            except InputError as error:
+                dropped[row] = f"{DROPPED_TEMPLATE}: {error}"
+                continue
             chosen, rejected = encoded.chosen, encoded.rejected
             longest = max(len(chosen), len(rejected))
             prompt = cut_prompt(encoded.prompt, longest, max_length=max_length, max_prompt_length=max_prompt_length)
@@ -143,7 +152,7 @@ def cut_prompt(prompt: np.ndarray, longest_response: int, *, max_length: int, ma
 
 def _counted(dropped: dict[int, str], report: ReadReport) -> dict[int, str]:
     for reason in dropped.values():
-        report.count_dropped(reason)
+        report.count_dropped(DROPPED_TEMPLATE if reason.startswith(DROPPED_TEMPLATE) else reason)
     return dropped
 
 

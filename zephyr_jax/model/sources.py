@@ -12,7 +12,7 @@ from zephyr_jax.records import InputError
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # What a model needs of a repository; the PyTorch weights beside it would double the download.
-_HUB_FILES = ("*.safetensors", "*.json", "tokenizer.model", "*.jinja")
+_HUB_FILES = ("model*.safetensors", "*.json", "tokenizer.model", "*.jinja")
 
 
 def open_weights(spec: str) -> WeightSource:

@@ -139,7 +139,8 @@ def run_ddpo(run: Run, data: DdpoData, *, on_evaluation: OnEvaluation) -> None:
     options = ddpo_options(run)
     start = stage_model(run, "dsft") if "dsft" in run.recipe.stages else base_model(run)
     batches = ddpo_batches(run, data.train)
-    say_attention(run.recipe, (shape.row_length for shape in batches.shapes))
+    shapes = [shape for split in (data.train, data.eval) if split for shape in ordered_batches(run, split).shapes]
+    say_attention(run.recipe, (shape.row_length for shape in (*batches.shapes, *shapes)))
     settings = model_settings(run.recipe)
     objective = dpo_objective(options, shape=start.shape, settings=settings)
     complete = functools.partial(add_reference, _reference(run, start, data.train, settings, split="train"))
@@ -163,6 +164,7 @@ def run_ddpo(run: Run, data: DdpoData, *, on_evaluation: OnEvaluation) -> None:
         evaluate=evaluate,
         check_first_step=functools.partial(check_start, options, run.recipe.model.compute_dtype),
         trackers=run.recipe.trackers,
+        data_fingerprint=data.train.fingerprint(),
     )
     result = run_stage(task, mesh=run.mesh)
     first = {

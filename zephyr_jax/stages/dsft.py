@@ -141,6 +141,7 @@ def run_dsft(run: Run, data: DsftData, *, on_evaluation: OnEvaluation) -> None:
         complete=lambda batch: batch,
         evaluate=evaluate,
         trackers=run.recipe.trackers,
+        data_fingerprint=data.train.fingerprint(),
     )
     result = run_stage(task, mesh=run.mesh)
     finish_stage(run, "dsft", result=result, shape=start.shape, reports=data.reports(), batches=batches)

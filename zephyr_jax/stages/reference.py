@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -100,10 +101,12 @@ class ReferenceStore:
     Attributes:
       folder: where it lies.
       fields: what the log-probs depend on.
+      split: train or eval; for people, and to compare like with like.
     """
 
     folder: Path
     fields: dict[str, str]
+    split: str
 
     def read(self, num_pairs: int) -> Arrays | None:
         """The log-probs, [M] each, or None where the pass has not ended.
@@ -158,15 +161,18 @@ class ReferenceStore:
         _save(self.folder / "log_probs.npz", arrays)
         write_json(self.folder / "manifest.json", self._content(len(arrays["chosen"]), complete=True))
         for part in self.folder.glob("part-*.npz"):
-            part.unlink()
+            part.unlink(missing_ok=True)  # two runs may share a store
 
     def nearest(self) -> tuple[str, list[str]] | None:
         """Among the complete stores beside this one, the one with the fewest other fields, and those fields."""
         found = []
         for path in self.folder.parent.glob("*/manifest.json"):
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            if manifest.get("complete"):
-                found.append((path.parent.name, _changed(manifest["fields"], self.fields)))
+            try:
+                manifest = json.loads(path.read_text(encoding="utf-8"))
+                if manifest["complete"] and manifest["split"] == self.split:
+                    found.append((path.parent.name, _changed(manifest["fields"], self.fields)))
+            except (OSError, ValueError, KeyError):  # not ours, or damaged: its own run will say so
+                continue
         return min(found, key=lambda entry: len(entry[1]), default=None)
 
     def _damaged(self, path: Path, error: Exception) -> InputError:
@@ -183,7 +189,8 @@ class ReferenceStore:
         return manifest
 
     def _content(self, num_pairs: int, *, complete: bool) -> dict[str, Any]:
-        return {"key": store_key(self.fields), "complete": complete, "num_pairs": num_pairs, "fields": self.fields}
+        content: dict[str, Any] = {"key": store_key(self.fields), "split": self.split, "complete": complete}
+        return content | {"num_pairs": num_pairs, "fields": self.fields}
 
 
 def store_key(fields: Mapping[str, str]) -> str:
@@ -241,7 +248,7 @@ def reference_log_probs(
         folder = Path(run.recipe.output_dir) / "reference" / store_key(fields)
     else:
         folder = Path(given) if split == "train" else Path(given) / split
-    store = ReferenceStore(folder, fields)
+    store = ReferenceStore(folder, fields, split)
     arrays = store.read(len(pairs))
     if arrays is not None:
         say(f"reference ({split}): {len(pairs)} pairs read from {folder}; nothing in their key has changed")
@@ -294,7 +301,7 @@ def _changed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    temporary = path.with_suffix(".partial")
-    with temporary.open("wb") as file:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
+    with os.fdopen(handle, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
     os.replace(temporary, path)

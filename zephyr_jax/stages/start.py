@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -48,10 +50,6 @@ class Run:
     mesh: jax.sharding.Mesh
     tokenizer: ChatTokenizer
 
-    def renamed(self, recipe: Recipe) -> Run:
-        """The same run under the name that its recipe got."""
-        return dataclasses.replace(self, recipe=recipe, folder=Path(recipe.output_dir) / recipe.name)
-
 
 @dataclasses.dataclass(frozen=True)
 class StartModel:
@@ -91,6 +89,11 @@ def open_run(recipe: Recipe) -> Run:
     Raises:
       InputError: the devices cannot fill the mesh, or the tokenizer cannot be read or does not fit.
     """
+    num_tasks = max(jax.process_count(), int(os.environ.get("SLURM_NTASKS", "1")))
+    if num_tasks > 1:
+        raise InputError(
+            f"got {num_tasks} processes, wanted 1: this version trains from one process, over all devices of one host"
+        )
     mesh = make_mesh(recipe.mesh)
     tokenizer = load_chat_tokenizer(
         _tokenizer_name(recipe),
@@ -108,7 +111,16 @@ def check_start_model(run: Run) -> None:
       InputError: the weights are not there or not of the shape given, the tokenizer does not fit them, the mesh does
         not divide them, or the attention asked for cannot run here.
     """
-    start = base_model(run)
+    model = run.recipe.model
+    if model.shape is not None and model.weights is not None and model.weights.startswith("hf:"):
+        # A download is no check: the shape given is held against the weights when they are loaded.
+        start = _fitting(StartModel(shape=model.shape, source=None, seed=run.recipe.seed), run)
+    else:
+        start = base_model(run)
+    if "tensorboard" in run.recipe.trackers and importlib.util.find_spec("tensorboardX") is None:
+        raise InputError(
+            "trackers: tensorboard needs the package tensorboardX; pip install -e '.[tensorboard]', or leave it out"
+        )
     tree_shardings(abstract_params(start.shape), PARTITION_RULES, run.mesh)
     choose_attention(run.recipe.model.attention, 1, platform=jax.default_backend())
 
@@ -117,6 +129,8 @@ def _tokenizer_name(recipe: Recipe) -> str:
     if recipe.tokenizer is not None:
         return recipe.tokenizer
     assert recipe.model.weights is not None  # the recipe's own check
+    if recipe.model.weights.startswith("hf:"):  # its tokenizer files alone, not yet the weights
+        return recipe.model.weights
     return open_weights(recipe.model.weights).tokenizer
 
 

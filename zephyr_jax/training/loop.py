@@ -25,6 +25,7 @@ from zephyr_jax.data.loader import StepBatches
 from zephyr_jax.data.prefetch import prefetch
 from zephyr_jax.model.mistral import PARTITION_RULES
 from zephyr_jax.recipe import StageOptions
+from zephyr_jax.records import InputError
 from zephyr_jax.sharding import place_batch, replicated, tree_shardings
 from zephyr_jax.training.checkpoint import Checkpoints
 from zephyr_jax.training.metrics import MetricsLog, ProgressBar
@@ -59,6 +60,7 @@ class StageTask:
       evaluate: (params, step) -> metrics without the `eval/` prefix; None: no evaluation data.
       check_first_step: called with the first step's metrics of a fresh run.
       trackers: see MetricsLog.
+      data_fingerprint: hash of the training rows; a run does not go on with others.
     """
 
     name: str
@@ -72,6 +74,7 @@ class StageTask:
     evaluate: Callable[[Any, int], Mapping[str, float]] | None = None
     check_first_step: Callable[[Mapping[str, float]], None] | None = None
     trackers: Sequence[str] = ()
+    data_fingerprint: str = ""
 
 
 @dataclasses.dataclass
@@ -116,12 +119,18 @@ def run_stage(task: StageTask, *, mesh: jax.sharding.Mesh) -> StageResult:
         params = task.load_params(shardings.params)
         opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
         state = TrainState(step=jax.device_put(np.int32(0), shardings.step), params=params, opt_state=opt_state)
-        progress = {"step": 0, "num_tokens": 0, "seconds": 0.0}
+        progress: dict[str, Any] = {"step": 0, "num_tokens": 0, "seconds": 0.0}
     else:
         placed = jax.tree.map(
             lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), abstract_state, shardings
         )
         state, progress = checkpoints.restore(placed)
+        if progress["data"] != task.data_fingerprint:
+            checkpoints.close()
+            raise InputError(
+                f"{task.name}: the training rows are no longer those that steps 1 to {progress['step']} saw; "
+                f"put them back, take another name (name=...), or delete {task.folder} to begin the stage anew"
+            )
         _say(f"{task.name}: going on after step {progress['step']} of {task.batches.num_steps}")
     return _Session(task, mesh, train_step, checkpoints, progress).run(state)
 
@@ -163,12 +172,31 @@ class _Session:
 
     def run(self, state: TrainState) -> StageResult:
         task, num_steps = self._task, self._task.batches.num_steps
-        if self._start == 0:
-            self._evaluate(state, 0)
-        elif self._start >= num_steps:
+        if self._start >= num_steps:
             _say(f"{task.name}: all {num_steps} steps are done already")
+        try:
+            state, wait_share = self._train(state)
+            steps = [record for record in self._log.records() if "loss" in record]
+            evaluations = [record for record in self._log.records() if "eval/loss" in record]
+        finally:
+            self._close()  # whatever happened, the checkpoint being written is waited for
+        return StageResult(
+            params=state.params,
+            first_metrics=steps[0],
+            metrics=steps[-1],
+            eval_metrics=evaluations[-1] if evaluations else {},
+            num_tokens=self._num_tokens,
+            seconds=self._seconds(),
+            data_wait_share=wait_share,
+        )
+
+    def _train(self, state: TrainState) -> tuple[TrainState, float]:
+        """Steps to the last one: the state there, and the share of the time spent waiting for data."""
+        task, num_steps, options = self._task, self._task.batches.num_steps, self._task.options
+        evaluated = {record["step"] for record in self._log.records() if "eval/loss" in record}
+        if self._start not in evaluated and self._is_due(self._start, options.eval_every):
+            self._evaluate(state, self._start)
         self._bar = ProgressBar(task.name, total_steps=num_steps, done_steps=self._start)
-        wait_share = 0.0
         began = time.perf_counter()
         with _stop_requests() as stop, prefetch(self._placed_batches) as ready:
             for step, num_tokens, batch in ready:
@@ -177,30 +205,24 @@ class _Session:
                 state, metrics = compiled(state, batch)
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}  # waits for the step
                 self._record(step, values, num_tokens=num_tokens, seconds=time.perf_counter() - step_began)
-                every, last = task.options, step == num_steps
-                if last or (every.eval_every and step % every.eval_every == 0):
+                # Saved first: an evaluation that fails, or is cut off, must not cost the step.
+                if self._is_due(step, options.save_every):
+                    self._save(state, step)
+                if not stop.requested and self._is_due(step, options.eval_every):
                     self._evaluate(state, step)
-                if last or stop.requested or (every.save_every and step % every.save_every == 0):
-                    progress = {"num_tokens": self._num_tokens, "seconds": self._seconds()}
-                    self._checkpoints.save(state, step=step, progress=progress)
                 if stop.requested:
-                    self._close()
+                    self._save(state, step)
                     _say(f"{task.name}: stopped and saved after step {step}; the same command goes on from there")
                     raise KeyboardInterrupt
-            wait_share = ready.waited_seconds / max(time.perf_counter() - began, 1e-9)
-        steps = [record for record in self._log.records() if "loss" in record]
-        evaluations = [record for record in self._log.records() if "eval/loss" in record]
-        seconds = self._seconds()
-        self._close()
-        return StageResult(
-            params=state.params,
-            first_metrics=steps[0],
-            metrics=steps[-1],
-            eval_metrics=evaluations[-1] if evaluations else {},
-            num_tokens=self._num_tokens,
-            seconds=seconds,
-            data_wait_share=wait_share,
-        )
+            return state, ready.waited_seconds / max(time.perf_counter() - began, 1e-9)
+
+    def _is_due(self, step: int, every: int | None) -> bool:
+        """Whether something is done after this step that is done at the start, at the end and every so many steps."""
+        return step in (0, self._task.batches.num_steps) or (every is not None and step % every == 0)
+
+    def _save(self, state: TrainState, step: int) -> None:
+        counts = {"num_tokens": self._num_tokens, "seconds": self._seconds(), "data": self._task.data_fingerprint}
+        self._checkpoints.save(state, step=step, progress=counts)
 
     def _placed_batches(self) -> Iterator[tuple[int, int, dict[str, jax.Array]]]:
         for step in range(self._start + 1, self._task.batches.num_steps + 1):
@@ -226,8 +248,9 @@ class _Session:
         self._bar.advance(loss=values["loss"], tokens_per_second=rate)
         if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
             raise FloatingPointError(
-                f"{task.name}: loss {values['loss']} and gradient norm {values['grad_norm']} at step {step}; the last "
-                "checkpoint is intact; a lower learning rate or float32 are the first things to try"
+                f"{task.name}: loss {values['loss']} and gradient norm {values['grad_norm']} at step {step}; the "
+                f"newest checkpoint is of step {self._checkpoints.latest_step() or 0}; a lower learning rate or "
+                "float32, under another name (name=...), are the first things to try"
             )
         if step == 1 and task.check_first_step is not None:
             task.check_first_step(values)

@@ -14,8 +14,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from zephyr_jax.records import InputError
-
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file whole or not at all: into a temporary file beside it, then renamed."""
@@ -79,12 +77,8 @@ class MetricsLog:
 
 
 def _open_events(folder: Path, after_step: int) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise InputError(
-            "trackers: tensorboard needs the package tensorboardX; pip install -e '.[tensorboard]', or leave it out"
-        ) from error
+    from tensorboardX import SummaryWriter  # an extra: stages/start.py has looked whether it is there
+
     return SummaryWriter(str(folder / "tensorboard"), purge_step=after_step + 1 if after_step else None)
 
 
