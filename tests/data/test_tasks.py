@@ -40,10 +40,12 @@ def test_reading_twice_gives_the_same_rows():
 
 
 def test_every_row_is_valid():
+    """A row that is not valid raises; a valid one keeps its texts as they are."""
     for row in CHAT + CHAT_EVAL:
-        parse_conversation(row, "x:1")
+        assert list(parse_conversation(row, "x:1").messages) == row["messages"]
     for row in PAIRS + PAIRS_EVAL:
-        parse_pair(row, "x:1")
+        pair = parse_pair(row, "x:1")
+        assert (pair.chosen, pair.rejected) == (row["chosen"][-1]["content"], row["rejected"][-1]["content"])
 
 
 def test_no_eval_question_is_asked_in_training():

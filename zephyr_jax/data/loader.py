@@ -9,6 +9,7 @@ Not here: the layout of a row (data/packing.py, data/pair_rows.py), the thread t
 
 from __future__ import annotations
 
+import abc
 import itertools
 import math
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ def seeded_order(num_items: int, seed: int, *, stream: int) -> np.ndarray:
     return np.random.RandomState(bits).permutation(num_items)
 
 
-class StepBatches:
+class StepBatches(abc.ABC):
     """Items (rows of dialogues, or pairs) dealt to the steps of a run; its two kinds below make them arrays.
 
     Every epoch deals every item once, in an order of its own. Where all items together are fewer than one batch,
@@ -115,9 +116,9 @@ class StepBatches:
         """The step batches from step `start` to the run's end."""
         return (self.batch(step) for step in range(start, self.num_steps + 1))
 
+    @abc.abstractmethod
     def shape(self, step: int) -> StepShape:
         """The shape of a step's batch, one of `shapes`."""
-        raise NotImplementedError
 
     def statistics(self) -> dict[str, int | float]:
         """What the run will read: steps, items, tokens, target tokens, the share of padding; over `num_steps`."""
@@ -147,12 +148,13 @@ class StepBatches:
             self._last_order = (epoch, order)
         return order
 
+    @abc.abstractmethod
     def _micro_batch(self, items: np.ndarray, step: int) -> MicroBatch:
-        raise NotImplementedError
+        """The arrays of one micro-batch of the step."""
 
+    @abc.abstractmethod
     def _item_sizes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of each item: tokens as counted in num_tokens, positions filled in rows, target tokens."""
-        raise NotImplementedError
 
 
 class SftBatches(StepBatches):
