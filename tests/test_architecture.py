@@ -30,6 +30,7 @@ LEVELS = {
     "generation": 4,
     "model": 5,
     "sharding": 5,
+    "host_memory": 5,
     "data": 5,
     "base": 6,
 }

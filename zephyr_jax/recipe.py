@@ -122,7 +122,7 @@ class Model(Options):
     shape: ModelShape | None = None
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     attention: Literal["auto", "xla", "blockwise", "cudnn"] = "auto"
-    remat: Literal["none", "full", "dots"] = "full"
+    remat: Literal["none", "full", "attention", "mlp", "dots"] = "full"
 
     @model_validator(mode="after")
     def _check(self) -> Model:

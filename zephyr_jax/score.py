@@ -111,6 +111,7 @@ def score_lines(
     from zephyr_jax.data.chat import load_chat_tokenizer
     from zephyr_jax.data.loader import PairBatches
     from zephyr_jax.data.preparing import prepare_pairs
+    from zephyr_jax.host_memory import keep_freed_memory
     from zephyr_jax.model.mistral import PARTITION_RULES, ModelSettings, abstract_params
     from zephyr_jax.model.sources import open_weights
     from zephyr_jax.sharding import make_mesh, num_row_shards, tree_shardings
@@ -119,6 +120,7 @@ def score_lines(
     source = open_weights(arguments.model)
     tokenizer = load_chat_tokenizer(source.tokenizer, chat_template=arguments.chat_template, bos=arguments.bos)
     mesh = make_mesh(recipe.Mesh())
+    keep_freed_memory()
     row_length = 2 * arguments.max_length
     numbers = [number for number, pair in enumerate(pairs) if pair is not None]
     encoded = prepare_pairs(

@@ -38,7 +38,7 @@ def test_a_sample_that_misses_the_largest_step_still_leaves_a_shape_for_it():
 
 
 def test_row_lengths_tried_end_with_the_longest():
-    assert candidate_row_lengths(2048) == [256, 512, 768, 1024, 1280, 1536, 1792, 2048]
-    assert candidate_row_lengths(384) == [128, 256, 384]
-    assert candidate_row_lengths(100) == [100]
+    assert candidate_row_lengths(2048) == list(range(128, 2049, 128))
+    assert candidate_row_lengths(384) == [64, 128, 192, 256, 320, 384]
+    assert candidate_row_lengths(50) == [50]
     assert candidate_row_lengths(2000)[-1] == 2000

@@ -20,6 +20,7 @@ from zephyr_jax.model.mistral import (
     hidden_states_cached,
     init_cache,
     init_params,
+    rotary_angles,
     rotate,
 )
 from zephyr_jax.recipe import ModelShape
@@ -203,7 +204,7 @@ def test_rope_turns_pairs_of_the_two_halves_by_hand():
         4 * np.cos(0.3) + 2 * np.sin(0.3),
     ]
     np.testing.assert_allclose(
-        np.ravel(jax.jit(functools.partial(rotate, theta=100.0))(x, np.array([[3]]))), wanted, rtol=1e-6
+        np.ravel(jax.jit(rotate)(x, *rotary_angles(np.array([[3]]), head_dim=4, theta=100.0))), wanted, rtol=1e-6
     )
 
 
@@ -217,7 +218,8 @@ def test_remat_policies_and_attentions_give_the_same_gradients():
         return jax.tree.leaves(jax.device_get(jax.jit(jax.grad(total))(make_params(SHAPE))))
 
     plain = gradients()
-    for settings in ({"remat": "full"}, {"remat": "dots"}, {"attention": "blockwise"}):
+    remats = [{"remat": policy, "attention": "blockwise"} for policy in ("full", "attention", "mlp", "dots")]
+    for settings in ({"remat": "full"}, {"remat": "dots"}, {"attention": "blockwise"}, *remats):
         for leaf, other in zip(plain, gradients(**settings), strict=True):
             np.testing.assert_allclose(other, leaf, atol=1e-5 * np.abs(leaf).max(), err_msg=str(settings))
 

@@ -211,7 +211,7 @@ class SftBatches(StepBatches):
         self._row_tokens = _row_sums(self.rows, lengths)
         self._row_targets = _row_sums(self.rows, num_targets)
         longest = int(self._row_tokens.max())
-        row_length = min(max_length, round_up(longest, 128)) if packing else round_up(longest, 64)
+        row_length = min(max_length, round_up(longest, 64)) if packing else round_up(longest, 64)
         num_rows = round_up(self.micro_batch_size, row_multiple)
         width = target_width(int(self._row_targets.max()), row_length)
         self.shapes = (StepShape(self.num_micro_batches, num_rows, row_length, width),)
@@ -330,7 +330,7 @@ class PairBatches(StepBatches):
         if needs[:, 0].min() < 0:
             raise ValueError(f"row_length: got {row_length}, wanted at least the longest pair's {self._tokens.max()}")
         most_rows, longest, most_targets = needs.max(axis=0).tolist()
-        row_lengths = candidate_row_lengths(min(row_length, round_up(longest, 128)))
+        row_lengths = candidate_row_lengths(min(row_length, round_up(longest, 64)))
         sample = [self.items(step) for step in steps[:: -(-len(steps) // NUM_PLANNED_STEPS)]]
         # [steps, row lengths, micro-batches, 3]: the whole step takes the shape of its most demanding micro-batch
         sampled = np.array(

@@ -15,8 +15,8 @@ from zephyr_jax.data.packing import round_up
 
 
 def candidate_row_lengths(longest: int) -> list[int]:
-    """Row lengths worth trying below and up to `longest`, ascending: eighths of it, rounded up to multiples of 128."""
-    unit = max(128, round_up(-(-longest // 8), 128))
+    """Row lengths worth trying below and up to `longest`, ascending: 16ths of it, rounded up to multiples of 64."""
+    unit = round_up(-(-longest // 16), 64)
     return [*range(unit, longest, unit), longest]
 
 

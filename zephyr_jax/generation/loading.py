@@ -16,6 +16,7 @@ from zephyr_jax import recipe, sharding
 from zephyr_jax.data.chat import ChatTokenizer, load_chat_tokenizer
 from zephyr_jax.generation.options import GenerationOptions
 from zephyr_jax.generation.responses import Response, iterate_responses
+from zephyr_jax.host_memory import keep_freed_memory
 from zephyr_jax.model.mistral import PARTITION_RULES, ModelSettings, abstract_params, cast_params
 from zephyr_jax.model.sources import open_weights
 from zephyr_jax.records import InputError, Message
@@ -46,6 +47,7 @@ class AnswerModel:
 
     def load(self) -> AnswerModel:
         """Reads the weights; returns the model with its parameters."""
+        keep_freed_memory()
         shardings = sharding.tree_shardings(abstract_params(self.source.shape), PARTITION_RULES, self.mesh)
         params = self.source.load_params(shardings)
         # Cast once for good, instead of in every batch: the float32 tree is let go.

@@ -1,55 +1,26 @@
-"""Grouped-query attention: who may see whom, and the implementations that compute it.
+"""Grouped-query attention: the one function that the model calls, its implementations and the rule that picks one.
 
-Every layout (padded rows, packed dialogues, pairs that share their prompt, cached decoding) is described by
-three integers a token, never by a mask that travels with the batch. Not here: projections and RoPE (mistral.py).
+Not here: who sees whom (visibility.py), the blockwise kernel (blockwise_attention.py), projections and RoPE
+(mistral.py).
 
 Dimensions: B batch, T query, S key, N heads, K key/value heads, G heads per key/value head, H head size, R = G T.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from zephyr_jax.model.blockwise_attention import (
+    MASKED_SCORE,
+    MAX_BLOCK_TOKENS,
+    Blocks,
+    blockwise_attention,
+    live_blocks,
+)
+from zephyr_jax.model.visibility import Coordinates, visible
 from zephyr_jax.records import InputError
-
-QUERY_BLOCK_TOKENS = 256
-MASKED_SCORE = -1e30  # finite: a padding query sees nothing, and -inf everywhere would make its softmax NaN
-
-
-class Coordinates(NamedTuple):
-    """Where each token stands, int32 [B, T] each.
-
-    Attributes:
-      positions: RoPE position; starts at 0 in every segment.
-      segments: dialogue or pair within the row, from 1; 0 is padding.
-      branches: 0 for text that all later tokens of its segment see, 1 and 2 for answers that do not see each other.
-    """
-
-    positions: jax.Array
-    segments: jax.Array
-    branches: jax.Array
-
-
-def visible(query: Coordinates, key: Coordinates, *, window: int | None) -> jax.Array:
-    """Which keys each query may attend to.
-
-    Args:
-      query: coordinates of the queries, [B, T] each.
-      key: coordinates of the keys, [B, S] each.
-      window: sliding window in tokens, the current one included; None for no window.
-
-    Returns:
-      bool [B, T, S].
-    """
-    distance_BTS = query.positions[:, :, None] - key.positions[:, None, :]
-    same_segment_BTS = (query.segments[:, :, None] == key.segments[:, None, :]) & (key.segments[:, None, :] > 0)
-    branch_BTS = (key.branches[:, None, :] == 0) | (key.branches[:, None, :] == query.branches[:, :, None])
-    allowed_BTS = same_segment_BTS & branch_BTS & (distance_BTS >= 0)
-    return allowed_BTS if window is None else allowed_BTS & (distance_BTS < window)
 
 
 def choose_attention(implementation: str, num_tokens: int, *, platform: str) -> str:
@@ -67,10 +38,15 @@ def choose_attention(implementation: str, num_tokens: int, *, platform: str) -> 
       InputError: a named implementation cannot run here.
     """
     if implementation == "auto":
-        return "blockwise" if num_tokens > QUERY_BLOCK_TOKENS else "xla"
+        return "blockwise" if num_tokens > MAX_BLOCK_TOKENS else "xla"
     if implementation == "cudnn" and platform not in ("gpu", "cuda"):
         raise InputError(f"model.attention: cudnn needs an NVIDIA GPU, this is {platform}; use auto, xla or blockwise")
     return implementation
+
+
+def visited_blocks(where: Coordinates, *, window: int | None, implementation: str) -> Blocks | None:
+    """What every layer's blockwise attention visits, found once a forward pass; None for the other implementations."""
+    return live_blocks(where, window=window) if implementation == "blockwise" else None
 
 
 def attention(
@@ -82,6 +58,7 @@ def attention(
     key: Coordinates,
     window: int | None,
     implementation: str,
+    blocks: Blocks | None = None,
 ) -> jax.Array:
     """softmax(q k^T / sqrt(H)) v over the visible keys, softmax in float32.
 
@@ -92,7 +69,8 @@ def attention(
       query: coordinates of the queries, [B, T] each.
       key: coordinates of the keys, [B, S] each.
       window: sliding window in tokens, the current one included; None for no window.
-      implementation: xla, blockwise (rows whose order in memory is causal, T == S) or cudnn.
+      implementation: xla, blockwise (rows whose order in memory is causal, query and key are the same tokens) or cudnn.
+      blocks: `visited_blocks` of these coordinates where they are at hand already.
 
     Returns:
       [B, T, N, H] in the dtype of the queries.
@@ -100,7 +78,8 @@ def attention(
     if implementation == "xla":
         return _dense(q_BTNH, k_BSKH, v_BSKH, visible(query, key, window=window))
     if implementation == "blockwise":
-        return _blockwise(q_BTNH, k_BSKH, v_BSKH, query=query, key=key, window=window)
+        blocks = live_blocks(query, window=window) if blocks is None else blocks
+        return blockwise_attention(q_BTNH, k_BSKH, v_BSKH, where=query, blocks=blocks, window=window)
     assert implementation == "cudnn", implementation
     mask_B1TS = visible(query, key, window=window)[:, None]
     return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask_B1TS, implementation="cudnn")
@@ -123,23 +102,3 @@ def _dense(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: ja
     weights_BKRS = rearrange(weights_BKGTS.astype(v_BSKH.dtype), "B K G T S -> B K (G T) S")
     out_BKRH = jnp.einsum("BKRS,BKSH->BKRH", weights_BKRS, v_BKSH) / totals_BKR1
     return rearrange(out_BKRH.astype(v_BSKH.dtype), "B K (G T) H -> B T (K G) H", T=num_tokens)
-
-
-def _blockwise(
-    q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    *,
-    query: Coordinates,
-    key: Coordinates,
-    window: int | None,
-) -> jax.Array:
-    """Blocks of queries against the keys that do not come after them: half of the dense work."""
-    outputs = []
-    for start in range(0, q_BTNH.shape[1], QUERY_BLOCK_TOKENS):
-        end = min(start + QUERY_BLOCK_TOKENS, q_BTNH.shape[1])
-        block_query = Coordinates(*(field[:, start:end] for field in query))
-        block_key = Coordinates(*(field[:, :end] for field in key))
-        mask_BTS = visible(block_query, block_key, window=window)
-        outputs.append(_dense(q_BTNH[:, start:end], k_BSKH[:, :end], v_BSKH[:, :end], mask_BTS))
-    return jnp.concatenate(outputs, axis=1)

@@ -15,13 +15,19 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from zephyr_jax.model.attention import Coordinates, attention, choose_attention
+from zephyr_jax.model.attention import attention, choose_attention, visited_blocks
+from zephyr_jax.model.blockwise_attention import SAVED_NAMES, Blocks
+from zephyr_jax.model.linear import linear, rms_norm
+from zephyr_jax.model.visibility import Coordinates
 from zephyr_jax.recipe import ModelShape
 
 Params = dict[str, Any]
 
+GATE_AND_UP = "gate_and_up"  # what remat: mlp keeps of a layer, beside what remat: attention does
 INITIALIZER_STDDEV = 0.02  # Hugging Face's initializer_range for this family
 
 # Every parameter matches exactly one row; stacked layers carry the layer axis in front.
@@ -43,7 +49,8 @@ class ModelSettings(NamedTuple):
     Attributes:
       compute_dtype: float32 or bfloat16, of matmuls and activations; norms, softmax and RoPE are float32.
       attention: auto, xla, blockwise or cudnn; attention.choose_attention settles auto by the row's length.
-      remat: none (keep activations), full (keep each layer's input), dots (keep matmul results).
+      remat: none (keep activations), full (keep each layer's input), attention (and what blockwise attention gives),
+        mlp (and the two products before the feed-forward's nonlinearity), dots (all matmul results).
     """
 
     compute_dtype: str = "float32"
@@ -60,25 +67,40 @@ class KVCache(NamedTuple):
     segments: jax.Array
 
 
-def rms_norm(x_BTD: jax.Array, scale_D: jax.Array, *, eps: float) -> jax.Array:
-    """x / sqrt(mean(x^2) + eps) * scale, computed in float32 (arXiv:1910.07467, eq. 4)."""
-    x32_BTD = x_BTD.astype(jnp.float32)
-    mean_square_BT1 = jnp.mean(jnp.square(x32_BTD), axis=-1, keepdims=True)
-    return (x32_BTD * jax.lax.rsqrt(mean_square_BT1 + eps) * scale_D).astype(x_BTD.dtype)
+class Shared(NamedTuple):
+    """What all layers of a forward pass share, computed once.
 
-
-def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, *, theta: float) -> jax.Array:
-    """Rotary position embedding in the half-split layout of Hugging Face (arXiv:2104.09864, eq. 34).
-
-    Dimension i of the first half turns with dimension i of the second, by position * theta^(-2i/H).
+    Attributes:
+      query: coordinates of the new tokens, [B, T] each.
+      key: coordinates of all tokens that could be seen, [B, S] each.
+      cos_BT1H: cosines of the new tokens' rotary angles, float32; H is half the head size here.
+      sin_BT1H: their sines.
+      blocks: what blockwise attention visits; None for the other implementations.
     """
-    half = x_BTNH.shape[-1] // 2
+
+    query: Coordinates
+    key: Coordinates
+    cos_BT1H: jax.Array
+    sin_BT1H: jax.Array
+    blocks: Blocks | None
+
+
+def rotary_angles(positions_BT: jax.Array, *, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of position * theta^(-2i / head_dim) for i < head_dim / 2, float32 [B, T, 1, head_dim / 2]."""
+    half = head_dim // 2
     frequencies_H = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angles_BT1H = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies_H
-    cos, sin = jnp.cos(angles_BT1H), jnp.sin(angles_BT1H)
+    return jnp.cos(angles_BT1H), jnp.sin(angles_BT1H)
+
+
+def rotate(x_BTNH: jax.Array, cos_BT1H: jax.Array, sin_BT1H: jax.Array) -> jax.Array:
+    """Rotary position embedding in the half-split layout of Hugging Face (arXiv:2104.09864, eq. 34).
+
+    Dimension i of the first half turns with dimension i of the second, by the angles of `rotary_angles`.
+    """
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x_BTNH.dtype)
+    turned = [first * cos_BT1H - second * sin_BT1H, second * cos_BT1H + first * sin_BT1H]
+    return jnp.concatenate(turned, axis=-1).astype(x_BTNH.dtype)
 
 
 class Attention(nn.Module):
@@ -88,16 +110,16 @@ class Attention(nn.Module):
     settings: ModelSettings
 
     @nn.compact
-    def __call__(self, x_BTD, cache, query: Coordinates, key: Coordinates, slot):
+    def __call__(self, x_BTD, cache, shared: Shared, slot):
         s, init = self.shape, nn.initializers.normal(INITIALIZER_STDDEV)
         D, N, K, H = s.hidden_size, s.num_attention_heads, s.num_key_value_heads, s.head_dim
         query_DNH = self.param("query", init, (D, N, H))
         key_DKH = self.param("key", init, (D, K, H))
         value_DKH = self.param("value", init, (D, K, H))
         output_NHD = self.param("output", init, (N, H, D))
-        q_BTNH = rotate(jnp.einsum("BTD,DNH->BTNH", x_BTD, query_DNH), query.positions, theta=s.rope_theta)
-        k_BSKH = rotate(jnp.einsum("BTD,DKH->BTKH", x_BTD, key_DKH), query.positions, theta=s.rope_theta)
-        v_BSKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, value_DKH)
+        q_BTNH = rotate(_heads(x_BTD, query_DNH), shared.cos_BT1H, shared.sin_BT1H)
+        k_BSKH = rotate(_heads(x_BTD, key_DKH), shared.cos_BT1H, shared.sin_BT1H)
+        v_BSKH = _heads(x_BTD, value_DKH)
         if cache is not None:
             past_k_BSKH, past_v_BSKH = cache
             k_BSKH = jax.lax.dynamic_update_slice_in_dim(past_k_BSKH, k_BSKH.astype(past_k_BSKH.dtype), slot, axis=1)
@@ -107,12 +129,20 @@ class Attention(nn.Module):
             q_BTNH,
             k_BSKH,
             v_BSKH,
-            query=query,
-            key=key,
+            query=shared.query,
+            key=shared.key,
             window=s.sliding_window,
             implementation=self.settings.attention,
+            blocks=shared.blocks,
         )
-        return jnp.einsum("BTNH,NHD->BTD", out_BTNH, output_NHD), cache
+        out_BTF = rearrange(out_BTNH, "B T N H -> B T (N H)")
+        return linear(out_BTF, rearrange(output_NHD, "N H D -> (N H) D")), cache
+
+
+def _heads(x_BTD: jax.Array, weight_DNH: jax.Array) -> jax.Array:
+    """A projection to heads, [B, T, N, H]."""
+    flat_BTF = linear(x_BTD, rearrange(weight_DNH, "D N H -> D (N H)"))
+    return rearrange(flat_BTF, "B T (N H) -> B T N H", H=weight_DNH.shape[-1])
 
 
 class FeedForward(nn.Module):
@@ -126,8 +156,9 @@ class FeedForward(nn.Module):
         gate_DF = self.param("gate", init, (D, F))
         up_DF = self.param("up", init, (D, F))
         down_FD = self.param("down", init, (F, D))
-        hidden_BTF = nn.silu(jnp.einsum("BTD,DF->BTF", x_BTD, gate_DF)) * jnp.einsum("BTD,DF->BTF", x_BTD, up_DF)
-        return jnp.einsum("BTF,FD->BTD", hidden_BTF, down_FD)
+        gate_BTF = checkpoint_name(linear(x_BTD, gate_DF), GATE_AND_UP)
+        up_BTF = checkpoint_name(linear(x_BTD, up_DF), GATE_AND_UP)
+        return linear(nn.silu(gate_BTF) * up_BTF, down_FD)
 
 
 class Scale(nn.Module):
@@ -138,7 +169,7 @@ class Scale(nn.Module):
     @nn.compact
     def __call__(self, x_BTD):
         scale_D = self.param("scale", nn.initializers.ones, (self.shape.hidden_size,))
-        return rms_norm(x_BTD, scale_D, eps=self.shape.rms_norm_eps)
+        return rms_norm(x_BTD, scale_D, self.shape.rms_norm_eps)
 
 
 class Block(nn.Module):
@@ -148,10 +179,10 @@ class Block(nn.Module):
     settings: ModelSettings
 
     @nn.compact
-    def __call__(self, x_BTD, cache, query: Coordinates, key: Coordinates, slot):
+    def __call__(self, x_BTD, cache, shared: Shared, slot):
         x_BTD = _over_rows(x_BTD)
         normed_BTD = Scale(self.shape, name="attention_norm")(x_BTD)
-        mixed_BTD, cache = Attention(self.shape, self.settings, name="attention")(normed_BTD, cache, query, key, slot)
+        mixed_BTD, cache = Attention(self.shape, self.settings, name="attention")(normed_BTD, cache, shared, slot)
         x_BTD = x_BTD + mixed_BTD
         normed_BTD = Scale(self.shape, name="mlp_norm")(x_BTD)
         return x_BTD + FeedForward(self.shape, name="mlp")(normed_BTD), cache
@@ -173,17 +204,26 @@ class Mistral(nn.Module):
             _with_remat(Block, self.settings.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast),
             length=s.num_hidden_layers,
         )(s, self.settings, name="layers")
-        x_BTD, cache = layers(_over_rows(_embed(embedding_VD, tokens_BT)), cache, query, key, slot)
+        angles = rotary_angles(query.positions, head_dim=s.head_dim, theta=s.rope_theta)
+        blocks = visited_blocks(key, window=s.sliding_window, implementation=self.settings.attention)
+        shared = Shared(query, key, *angles, blocks)
+        x_BTD, cache = layers(_over_rows(_embed(embedding_VD, tokens_BT)), cache, shared, slot)
         return Scale(s, name="final_norm")(x_BTD), cache
 
 
 def _with_remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
     if policy == "none":
         return block
-    saved = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[policy]
+    policies = jax.checkpoint_policies
+    saved = {
+        "full": None,
+        "attention": policies.save_only_these_names(*SAVED_NAMES),
+        "mlp": policies.save_only_these_names(*SAVED_NAMES, GATE_AND_UP),
+        "dots": policies.dots_with_no_batch_dims_saveable,
+    }[policy]
     return nn.remat(block, policy=saved, prevent_cse=False)  # the scan already keeps XLA from undoing it
 
 

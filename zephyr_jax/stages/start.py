@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from zephyr_jax.data.chat import ChatTokenizer, load_chat_tokenizer
+from zephyr_jax.host_memory import keep_freed_memory
 from zephyr_jax.model.attention import choose_attention
 from zephyr_jax.model.mistral import PARTITION_RULES, ModelSettings, Params, abstract_params, init_params
 from zephyr_jax.model.sources import open_weights
@@ -95,6 +96,7 @@ def open_run(recipe: Recipe) -> Run:
             f"got {num_tasks} processes, wanted 1: this version trains from one process, over all devices of one host"
         )
     mesh = make_mesh(recipe.mesh)
+    keep_freed_memory()
     tokenizer = load_chat_tokenizer(
         _tokenizer_name(recipe),
         chat_template=recipe.chat_template,

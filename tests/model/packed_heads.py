@@ -1,0 +1,21 @@
+"""Packed rows of 15 tokens and random heads for them, for the tests of attention. Not a test."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from zephyr_jax.model.visibility import Coordinates
+
+
+def random_heads(num_tokens: int, *, num_heads: int, num_kv_heads: int, size: int = 8, seed: int = 0):
+    """Queries, keys and values of two rows, float32."""
+    random = np.random.default_rng(seed)
+    heads = (num_heads, num_kv_heads, num_kv_heads)
+    return [random.standard_normal((2, num_tokens, n, size)).astype(np.float32) for n in heads]
+
+
+def packed_rows() -> Coordinates:
+    """Two rows in which pairs, dialogues and padding meet block borders at other places."""
+    first = ([*range(5), 3, 4, *range(8)], [1] * 7 + [2] * 8, [0, 0, 0, 1, 1, 2, 2] + [0] * 8)
+    second = ([*range(11), 0, 0, 0, 0], [1] * 11 + [0] * 4, [0] * 15)
+    return Coordinates(*(np.asarray(rows, np.int32) for rows in zip(first, second, strict=True)))

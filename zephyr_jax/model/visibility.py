@@ -1,0 +1,45 @@
+"""Who may see whom.
+
+Every layout (padded rows, packed dialogues, pairs that share their prompt, cached decoding) is described by three
+integers a token, never by a mask that travels with the batch. Not here: attention itself (attention.py).
+
+Dimensions: B batch, T query, S key.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+
+
+class Coordinates(NamedTuple):
+    """Where each token stands, int32 [B, T] each.
+
+    Attributes:
+      positions: RoPE position; starts at 0 in every segment.
+      segments: dialogue or pair within the row, from 1; 0 is padding.
+      branches: 0 for text that all later tokens of its segment see, 1 and 2 for answers that do not see each other.
+    """
+
+    positions: jax.Array
+    segments: jax.Array
+    branches: jax.Array
+
+
+def visible(query: Coordinates, key: Coordinates, *, window: int | None) -> jax.Array:
+    """Which keys each query may attend to.
+
+    Args:
+      query: coordinates of the queries, [B, T] each.
+      key: coordinates of the keys, [B, S] each.
+      window: sliding window in tokens, the current one included; None for no window.
+
+    Returns:
+      bool [B, T, S].
+    """
+    distance_BTS = query.positions[:, :, None] - key.positions[:, None, :]
+    same_segment_BTS = (query.segments[:, :, None] == key.segments[:, None, :]) & (key.segments[:, None, :] > 0)
+    branch_BTS = (key.branches[:, None, :] == 0) | (key.branches[:, None, :] == query.branches[:, :, None])
+    allowed_BTS = same_segment_BTS & branch_BTS & (distance_BTS >= 0)
+    return allowed_BTS if window is None else allowed_BTS & (distance_BTS < window)
