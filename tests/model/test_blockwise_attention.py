@@ -10,7 +10,7 @@ import pytest
 from tests.model.packed_heads import packed_rows, random_heads
 from zephyr_jax.model import blockwise_attention
 from zephyr_jax.model.attention import attention
-from zephyr_jax.model.blockwise_attention import block_size, live_blocks
+from zephyr_jax.model.blockwise_attention import block_size, causal_blocks, live_blocks
 from zephyr_jax.model.visibility import Coordinates
 
 
@@ -55,6 +55,23 @@ def test_blockwise_equals_dense_in_values_and_gradients(window, copies, blocks_o
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), run("xla"), run("blockwise"))
 
 
+def test_all_causal_blocks_give_what_the_live_ones_give(blocks_of_16):
+    """What is masked adds exact zeros."""
+    heads = random_heads(64, num_heads=2, num_kv_heads=1)
+    where = Coordinates(*(np.repeat(field, 2, axis=0) for field in _rows_of([16, 32], total=64)))
+
+    def run(blocks):
+        def total(heads):
+            out = blockwise_attention.blockwise_attention(*heads, where=where, blocks=blocks, window=None)
+            return jnp.sum(jnp.sin(out)), out
+
+        (_, out), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(heads)
+        return out, gradients
+
+    live = run(live_blocks(where, window=None))
+    jax.tree.map(np.testing.assert_array_equal, live, run(causal_blocks(64)))
+
+
 @pytest.mark.parametrize("implementation", ["xla", "blockwise"])
 def test_a_query_that_sees_nothing_is_finite_and_so_are_gradients(implementation):
     """Padding queries: all scores masked. With -inf the softmax would be 0 / 0, and the NaN would spread backwards."""
@@ -69,7 +86,7 @@ def test_a_query_that_sees_nothing_is_finite_and_so_are_gradients(implementation
 
 
 def _visited(blocks: blockwise_attention.Blocks) -> list[tuple[int, int]]:
-    return [(int(blocks.queries[i]), int(blocks.keys[i])) for i in range(int(blocks.count))]
+    return [(int(blocks.queries[i]), int(blocks.keys[i])) for i in range(int(blocks.num_pairs))]
 
 
 def test_dialogues_that_do_not_see_each_other_share_no_block(blocks_of_16):

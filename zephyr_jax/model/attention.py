@@ -17,6 +17,7 @@ from zephyr_jax.model.blockwise_attention import (
     MAX_BLOCK_TOKENS,
     Blocks,
     blockwise_attention,
+    causal_blocks,
     live_blocks,
 )
 from zephyr_jax.model.visibility import Coordinates, visible
@@ -46,7 +47,11 @@ def choose_attention(implementation: str, num_tokens: int, *, platform: str) -> 
 
 def visited_blocks(where: Coordinates, *, window: int | None, implementation: str) -> Blocks | None:
     """What every layer's blockwise attention visits, found once a forward pass; None for the other implementations."""
-    return live_blocks(where, window=window) if implementation == "blockwise" else None
+    if implementation != "blockwise":
+        return None
+    if jax.default_backend() == "cpu":
+        return live_blocks(where, window=window)
+    return causal_blocks(where.positions.shape[1])
 
 
 def attention(
@@ -78,7 +83,9 @@ def attention(
     if implementation == "xla":
         return _dense(q_BTNH, k_BSKH, v_BSKH, visible(query, key, window=window))
     if implementation == "blockwise":
-        blocks = live_blocks(query, window=window) if blocks is None else blocks
+        if blocks is None:
+            blocks = visited_blocks(query, window=window, implementation=implementation)
+        assert blocks is not None
         return blockwise_attention(q_BTNH, k_BSKH, v_BSKH, where=query, blocks=blocks, window=window)
     assert implementation == "cudnn", implementation
     mask_B1TS = visible(query, key, window=window)[:, None]

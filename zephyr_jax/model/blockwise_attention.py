@@ -36,12 +36,12 @@ class Blocks(NamedTuple):
     Attributes:
       queries: index of the query block of each pair, int32 [M]; M is the number of pairs that causal order allows.
       keys: index of the key block of each pair, int32 [M].
-      count: how many pairs there are, int32; those behind are filler.
+      num_pairs: how many pairs there are, int32, those behind being filler; None: all M.
     """
 
     queries: jax.Array
     keys: jax.Array
-    count: jax.Array
+    num_pairs: jax.Array | None
 
 
 def block_size(num_tokens: int) -> int:
@@ -51,6 +51,20 @@ def block_size(num_tokens: int) -> int:
     """
     num_blocks = -(-num_tokens // MAX_BLOCK_TOKENS)
     return -(-num_tokens // (16 * num_blocks)) * 16
+
+
+def causal_blocks(num_tokens: int) -> Blocks:
+    """All blocks that causal order allows. For GPUs, where a loop of unknown length would wait for the host each time.
+
+    Args:
+      num_tokens: T.
+
+    Returns:
+      The blocks on and below the diagonal, query blocks ascending.
+    """
+    num_blocks = -(-num_tokens // block_size(num_tokens))
+    queries, keys = jnp.tril_indices(num_blocks)
+    return Blocks(queries.astype(jnp.int32), keys.astype(jnp.int32), None)
 
 
 def live_blocks(where: Coordinates, *, window: int | None) -> Blocks:
@@ -89,7 +103,7 @@ def blockwise_attention(
       k_BSKH: keys, S == T; head n of the queries uses head n // G.
       v_BSKH: values.
       where: coordinates of the tokens, [B, T] each.
-      blocks: live_blocks of these coordinates.
+      blocks: live_blocks of these coordinates, or causal_blocks.
       window: sliding window in tokens; None for no window.
 
     Returns:
@@ -155,7 +169,7 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, where, blocks, window, size):
         jnp.full(shape, LEAST_MAXIMUM, jnp.float32),
         jnp.zeros(shape, jnp.float32),
     )
-    out_BKRH, largest_BKR, total_BKR = jax.lax.fori_loop(0, blocks.count, visit, start)
+    out_BKRH, largest_BKR, total_BKR = jax.lax.fori_loop(0, _num_visits(blocks), visit, start)
     out_BKRH = (out_BKRH / jnp.where(total_BKR > 0, total_BKR, 1.0)[..., None]).astype(q_BTNH.dtype)
     # +1e30 where nothing is seen: the backward pass finds weights of 0 there as well
     log_total_BKR = jnp.where(total_BKR > 0, largest_BKR + jnp.log(total_BKR), -MASKED_SCORE)
@@ -204,13 +218,17 @@ def _backward(window, size, saved, gradient_BTNH):
         return dq_BKHR, dk_BKSH, dv_BKSH
 
     zeros = tuple(jnp.zeros(array.shape, jnp.float32) for array in (q_BKHR, k_BKSH, v_BKSH))
-    dq_BKHR, dk_BKSH, dv_BKSH = jax.lax.fori_loop(0, blocks.count, visit, zeros)
+    dq_BKHR, dk_BKSH, dv_BKSH = jax.lax.fori_loop(0, _num_visits(blocks), visit, zeros)
     dq_BTNH = _rows_back(rearrange(dq_BKHR, "B K H R -> B K R H"), num_groups).astype(q_BTNH.dtype)
     dk_BSKH, dv_BSKH = (rearrange(d, "B K S H -> B S K H").astype(k_BSKH.dtype) for d in (dk_BKSH, dv_BKSH))
     return dq_BTNH, dk_BSKH, dv_BSKH, None, None
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _num_visits(blocks: Blocks) -> jax.Array | int:
+    return blocks.queries.shape[0] if blocks.num_pairs is None else blocks.num_pairs
 
 
 def _rows_in_front(x_BTNH: jax.Array, num_kv_heads: int) -> jax.Array:

@@ -1,7 +1,7 @@
-"""Who may see whom.
+"""Who may see whom, told by three integers a token.
 
-Every layout (padded rows, packed dialogues, pairs that share their prompt, cached decoding) is described by three
-integers a token, never by a mask that travels with the batch. Not here: attention itself (attention.py).
+Every layout (padded rows, packed dialogues, pairs that share their prompt, cached decoding) is described by them, never
+by a mask that travels with the batch. Not here: attention itself (attention.py).
 
 Dimensions: B batch, T query, S key.
 """

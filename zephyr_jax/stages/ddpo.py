@@ -215,8 +215,8 @@ def check_start(options: Ddpo, compute_dtype: str, metrics: Mapping[str, float])
         )
     name = {"sigmoid": "ln 2", "hinge": "1", "ipo": "1 / (4 beta^2)"}[options.loss]
     say(
-        f"ddpo: checked that the policy starts at its reference: loss {metrics['loss']:.6f} = {name}, largest "
-        f"|margin| / beta {margin:.1e} (at most {tolerance:g} in {compute_dtype})"
+        f"ddpo: checked that the policy starts at its reference: loss {metrics['loss']:.6f}, at zero margin "
+        f"{name} = {wanted:.6f}; largest |margin| / beta {margin:.1e} nats (at most {tolerance:g} in {compute_dtype})"
     )
 
 
