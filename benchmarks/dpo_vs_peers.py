@@ -28,6 +28,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parent)}
+# What `train` tells glibc by itself (zephyr_jax/host_memory.py): the peer gets the same, and gains by it as well.
+ENVIRONMENT |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
 
 
 def main() -> None:
@@ -43,6 +45,7 @@ def main() -> None:
     if "ZEPHYR_DATA" not in os.environ:
         sys.exit("ZEPHYR_DATA: not set; wanted the folder that holds preferences_train.jsonl")
     data = Path(os.environ["ZEPHYR_DATA"]) / "preferences_train.jsonl"
+    (HERE / "results").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
         work = write_model_and_count(model, data, limit=arguments.limit)
@@ -54,6 +57,7 @@ def main() -> None:
             turns["trl"].append(run_trl(arguments, model, data))
             for name, results in turns.items():
                 print(f"turn {turn + 1}: {name} {results[-1]['passes']}", file=sys.stderr, flush=True)
+    check_same_work(arguments, turns, work)
     report = summarise(arguments, turns, work, ceiling=statistics.median(ceilings))
     print(table(report))
     name = f"dpo_{arguments.dtype}_b{arguments.batch_size}_{report['date']}.json"
@@ -136,6 +140,19 @@ def _run(command: list[str]) -> tuple[str, float]:
     return (lines[-1] if lines else ""), usage.ru_maxrss / 1e6
 
 
+def check_same_work(
+    arguments: argparse.Namespace, turns: dict[str, list[dict[str, Any]]], work: dict[str, float]
+) -> None:
+    """Ends the program unless both sides took the same steps on all pairs: their losses of all passes must agree."""
+    tolerance = {"float32": 1e-3, "bfloat16": 0.1}[arguments.dtype]
+    ours, trl = (turns[name][0]["losses"] for name in ("ours", "trl"))
+    if work["pairs"] != arguments.limit or len(ours) != len(trl):
+        sys.exit(f"{work['pairs']} of {arguments.limit} pairs fit, steps {len(ours)} and {len(trl)}: not the same work")
+    worst = max(abs(a - b) for a, b in zip(ours, trl, strict=True))
+    if worst > tolerance:
+        sys.exit(f"losses differ by up to {worst:.4f}, wanted {tolerance}: not the same work\n{ours}\n{trl}")
+
+
 def summarise(
     arguments: argparse.Namespace, turns: dict[str, list[dict[str, Any]]], work: dict[str, float], *, ceiling: float
 ) -> dict[str, Any]:
@@ -185,9 +202,8 @@ def table(report: dict[str, Any]) -> str:
             f"| {side['share_of_ceiling']:.0%} | {side['peak_gigabytes']:.1f} |"
         )
     ours, peer = report["sides"]["ours"]["losses"], report["sides"]["trl"]["losses"]
-    lines += ["", f"TRL's time over ours: {report['trl_over_ours']:.2f}. Losses of the first pass, ours and TRL's:"]
-    first = len(ours) // settings["epochs"]
-    lines += [" ".join(f"{loss:.4f}" for loss in losses[:first]) for losses in (ours, peer)]
+    lines += ["", f"TRL's time over ours: {report['trl_over_ours']:.2f}. Losses of all passes, ours and TRL's:"]
+    lines += [" ".join(f"{loss:.4f}" for loss in losses) for losses in (ours, peer)]
     return "\n".join(lines)
 
 

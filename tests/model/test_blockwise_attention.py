@@ -86,7 +86,7 @@ def test_a_query_that_sees_nothing_is_finite_and_so_are_gradients(implementation
 
 
 def _visited(blocks: blockwise_attention.Blocks) -> list[tuple[int, int]]:
-    return [(int(blocks.queries[i]), int(blocks.keys[i])) for i in range(int(blocks.num_pairs))]
+    return [(int(blocks.queries[i]), int(blocks.keys[i])) for i in range(int(blocks.num_visits))]
 
 
 def test_dialogues_that_do_not_see_each_other_share_no_block(blocks_of_16):
@@ -108,12 +108,34 @@ def test_the_rejected_answer_does_not_visit_the_chosen_one(blocks_of_16):
     assert _visited(live_blocks(where, window=None)) == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 2)]
 
 
-def test_softmax_goes_on_in_float32_from_block_to_block():
-    """1024 equal keys in 4 blocks weigh 1/1024 each, values 1: the weights' sum is 1, which bf16 sums would miss."""
-    ones = np.ones((1, 1024, 1, 2), jnp.bfloat16)
+def test_sums_go_on_in_float32_from_block_to_block():
+    """1024 equal keys in 4 blocks weigh 1/1024 each: out is the values' mean, sin(0..1023)'s own in bfloat16.
+
+    The mean is 0.0015, what is summed up to 50 times a value's size: sums in bfloat16 would be off by 1e-3 and more.
+    """
+    values = np.sin(np.arange(1024)).astype(jnp.bfloat16)
+    v_BSKH = jnp.asarray(values)[None, :, None, None] * jnp.ones((1, 1, 1, 2), jnp.bfloat16)
+    zeros = jnp.zeros_like(v_BSKH)
     places = np.arange(1024, dtype=np.int32)[None]
     where = Coordinates(places, np.ones_like(places), np.zeros_like(places))
-    run = jax.jit(lambda x: attention(x, x, x, query=where, key=where, window=None, implementation="blockwise"))
-    out = np.asarray(run(ones))
+    run = jax.jit(lambda v: attention(zeros, zeros, v, query=where, key=where, window=None, implementation="blockwise"))
+    out = np.asarray(run(v_BSKH))
     assert out.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(out.astype(np.float32), 1.0)
+    means = np.cumsum(values.astype(np.float64)) / np.arange(1, 1025)
+    np.testing.assert_allclose(out[0, :, 0, 0].astype(np.float64), means, rtol=2**-8, atol=2e-6)
+
+
+def test_bfloat16_gradients_are_those_of_dense_attention_to_rounding():
+    heads = [jnp.asarray(h, jnp.bfloat16) for h in random_heads(15, num_heads=4, num_kv_heads=2)]
+    where = packed_rows()
+
+    def gradients(implementation: str):
+        def total(heads):
+            out = attention(*heads, query=where, key=where, window=None, implementation=implementation)
+            return jnp.sum(jnp.sin(out.astype(jnp.float32)) * (where.segments > 0)[:, :, None, None])
+
+        return jax.jit(jax.grad(total))(heads)
+
+    for ours, dense in zip(gradients("blockwise"), gradients("xla"), strict=True):
+        assert ours.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.asarray(ours, np.float32), np.asarray(dense, np.float32), rtol=2**-6, atol=0.03)

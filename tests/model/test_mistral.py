@@ -224,6 +224,45 @@ def test_remat_policies_and_attentions_give_the_same_gradients():
             np.testing.assert_allclose(other, leaf, atol=1e-5 * np.abs(leaf).max(), err_msg=str(settings))
 
 
+@pytest.mark.parametrize(
+    "remat, saved_widths",
+    [
+        ("full", []),
+        ("attention", ["heads"]),
+        ("mlp", ["feed-forward", "feed-forward", "heads"]),
+        ("dots", ["feed-forward", "feed-forward", "heads", "heads", "keys", "keys", "model"]),
+    ],
+)
+def test_a_remat_policy_keeps_what_it_says(remat, saved_widths):
+    """Arrays [L, B, T, ...] that leave the forward scan beside the layers' inputs: a token's size tells what is what.
+
+    Rows are one block long. dots keeps queries [N H], keys and values [K H] before the rotation, gate and up [F], the
+    attention's output projection [D]; nothing in the backward pass needs the layer's last product.
+    """
+    shape = make_shape(hidden_size=20, num_attention_heads=4, num_key_value_heads=2, head_dim=8, intermediate_size=28)
+    widths = {20: "model", 32: "heads", 16: "keys", 28: "feed-forward"}
+    tokens = np.stack(make_prompts(16, 16))
+    settings = SETTINGS._replace(remat=remat, attention="blockwise")
+
+    def total(params):
+        return jnp.sum(jnp.sin(_forward(tokens, shape=shape, params=params, settings=settings)))
+
+    jaxpr = jax.make_jaxpr(jax.grad(total))(make_params(shape))
+    scan = next(equation for equation in _equations(jaxpr.jaxpr) if equation.primitive.name == "scan")
+    stacked = [v.aval.shape for v in scan.outvars if v.aval.shape[:3] == (shape.num_hidden_layers, *tokens.shape)]
+    found = sorted(widths[int(np.prod(s[3:]))] for s in stacked)
+    found.remove("model")  # the layers' inputs, which every policy keeps
+    assert found == saved_widths
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            if hasattr(value, "jaxpr"):
+                yield from _equations(value.jaxpr)
+
+
 def test_casting_leaves_norm_scales_in_float32():
     cast = dict(_leaves(cast_params(make_params(SHAPE), "bfloat16")))
     assert {leaf.dtype for path, leaf in cast.items() if path[-1].key == "scale"} == {jnp.dtype("float32")}

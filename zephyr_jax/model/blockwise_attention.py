@@ -1,4 +1,4 @@
-"""Attention over the blocks of a row that somebody sees, forward and backward; [T, S] never exists as a whole.
+"""Attention over the blocks of a row that somebody sees, forward and backward; the scores never exist as a whole.
 
 A packed row holds dialogues and answers that do not see each other: most of its score matrix is masked. The blocks
 that hold a visible pair of tokens are listed once a step, and a loop visits those alone (the softmax goes on from block
@@ -36,12 +36,12 @@ class Blocks(NamedTuple):
     Attributes:
       queries: index of the query block of each pair, int32 [M]; M is the number of pairs that causal order allows.
       keys: index of the key block of each pair, int32 [M].
-      num_pairs: how many pairs there are, int32, those behind being filler; None: all M.
+      num_visits: how many pairs there are, int32, those behind being filler; None: all M.
     """
 
     queries: jax.Array
     keys: jax.Array
-    num_pairs: jax.Array | None
+    num_visits: jax.Array | None
 
 
 def block_size(num_tokens: int) -> int:
@@ -228,7 +228,7 @@ _attend.defvjp(_forward, _backward)
 
 
 def _num_visits(blocks: Blocks) -> jax.Array | int:
-    return blocks.queries.shape[0] if blocks.num_pairs is None else blocks.num_pairs
+    return blocks.queries.shape[0] if blocks.num_visits is None else blocks.num_visits
 
 
 def _rows_in_front(x_BTNH: jax.Array, num_kv_heads: int) -> jax.Array:

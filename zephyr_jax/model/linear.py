@@ -13,6 +13,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+SAVED_PRODUCTS = "products"  # what remat: dots keeps, by this name
 
 
 def product(subscripts: str, left: jax.Array, right: jax.Array) -> jax.Array:
@@ -34,26 +37,33 @@ def product(subscripts: str, left: jax.Array, right: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def linear(x_BTD: jax.Array, weight_DF: jax.Array) -> jax.Array:
+def linear(x_BTD: jax.Array, weight: jax.Array) -> jax.Array:
     """x W.
 
     Args:
       x_BTD: activations.
-      weight_DF: weights, of the same dtype.
+      weight: weights of the same dtype, [D, F] or with heads apart: [D, N, H], or [N, H, F] with N H = D. Flattened in
+        here, so that what is kept for the backward pass is the parameter itself and no copy of it.
 
     Returns:
-      [B, T, F] in that dtype.
+      [B, T, F] in that dtype, F = N H where heads are apart.
     """
-    return product("BTD,DF->BTF", x_BTD, weight_DF)
+    return product("BTD,DF->BTF", x_BTD, _matrix(weight, x_BTD))
 
 
-def _linear_forward(x_BTD, weight_DF):
-    return linear(x_BTD, weight_DF), (x_BTD, weight_DF)
+def _matrix(weight: jax.Array, x_BTD: jax.Array) -> jax.Array:
+    return weight.reshape(x_BTD.shape[-1], -1)
+
+
+def _linear_forward(x_BTD, weight):
+    out_BTF = checkpoint_name(product("BTD,DF->BTF", x_BTD, _matrix(weight, x_BTD)), SAVED_PRODUCTS)
+    return out_BTF, (x_BTD, weight)
 
 
 def _linear_backward(saved, gradient_BTF):
-    x_BTD, weight_DF = saved
-    return product("BTF,DF->BTD", gradient_BTF, weight_DF), product("BTD,BTF->DF", x_BTD, gradient_BTF)
+    x_BTD, weight = saved
+    dx_BTD = product("BTF,DF->BTD", gradient_BTF, _matrix(weight, x_BTD))
+    return dx_BTD, product("BTD,BTF->DF", x_BTD, gradient_BTF).reshape(weight.shape)
 
 
 linear.defvjp(_linear_forward, _linear_backward)

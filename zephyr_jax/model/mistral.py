@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec
 
 from zephyr_jax.model.attention import attention, choose_attention, visited_blocks
 from zephyr_jax.model.blockwise_attention import SAVED_NAMES, Blocks
-from zephyr_jax.model.linear import linear, rms_norm
+from zephyr_jax.model.linear import SAVED_PRODUCTS, linear, rms_norm
 from zephyr_jax.model.visibility import Coordinates
 from zephyr_jax.recipe import ModelShape
 
@@ -50,7 +50,7 @@ class ModelSettings(NamedTuple):
       compute_dtype: float32 or bfloat16, of matmuls and activations; norms, softmax and RoPE are float32.
       attention: auto, xla, blockwise or cudnn; attention.choose_attention settles auto by the row's length.
       remat: none (keep activations), full (keep each layer's input), attention (and what blockwise attention gives),
-        mlp (and the two products before the feed-forward's nonlinearity), dots (all matmul results).
+        mlp (and the two products before the feed-forward's nonlinearity), dots (and all products with weights).
     """
 
     compute_dtype: str = "float32"
@@ -135,14 +135,12 @@ class Attention(nn.Module):
             implementation=self.settings.attention,
             blocks=shared.blocks,
         )
-        out_BTF = rearrange(out_BTNH, "B T N H -> B T (N H)")
-        return linear(out_BTF, rearrange(output_NHD, "N H D -> (N H) D")), cache
+        return linear(rearrange(out_BTNH, "B T N H -> B T (N H)"), output_NHD), cache
 
 
 def _heads(x_BTD: jax.Array, weight_DNH: jax.Array) -> jax.Array:
     """A projection to heads, [B, T, N, H]."""
-    flat_BTF = linear(x_BTD, rearrange(weight_DNH, "D N H -> D (N H)"))
-    return rearrange(flat_BTF, "B T (N H) -> B T N H", H=weight_DNH.shape[-1])
+    return rearrange(linear(x_BTD, weight_DNH), "B T (N H) -> B T N H", H=weight_DNH.shape[-1])
 
 
 class FeedForward(nn.Module):
@@ -222,7 +220,7 @@ def _with_remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
         "full": None,
         "attention": policies.save_only_these_names(*SAVED_NAMES),
         "mlp": policies.save_only_these_names(*SAVED_NAMES, GATE_AND_UP),
-        "dots": policies.dots_with_no_batch_dims_saveable,
+        "dots": policies.save_only_these_names(*SAVED_NAMES, SAVED_PRODUCTS),
     }[policy]
     return nn.remat(block, policy=saved, prevent_cse=False)  # the scan already keeps XLA from undoing it
 
