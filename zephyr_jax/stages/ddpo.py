@@ -38,7 +38,7 @@ from zephyr_jax.training.losses import loss_at_zero_margin
 from zephyr_jax.training.objectives import dpo_objective
 
 # Largest |margin| / beta (nats, sums over two answers) at which the policy still counts as equal to its reference. The
-# train step and the reference pass are compiled apart and pack the pairs in other rows; in bfloat16 the 135M model's sums
+# train step and the reference pass are compiled apart and pack the pairs in other rows; in bfloat16 a 135M model's sums
 # over some 600 tokens then differ by 0.4 to 1.0 (the largest of 8 pairs, four runs), whatever XLA's excess precision.
 START_TOLERANCE = {"float32": 1e-3, "bfloat16": 4.0}
 
