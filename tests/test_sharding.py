@@ -21,7 +21,8 @@ from tests.training.small_stages import (
     sft,
     sft_batches,
 )
-from zephyr_jax.model.mistral import PARTITION_RULES, abstract_params, init_params
+from zephyr_jax.model import blockwise_attention
+from zephyr_jax.model.mistral import PARTITION_RULES, ModelSettings, abstract_params, init_params
 from zephyr_jax.recipe import Mesh
 from zephyr_jax.records import InputError
 from zephyr_jax.sharding import (
@@ -173,6 +174,20 @@ def test_ddpo_is_the_same_on_one_device_and_on_many(mesh, on_one_device):
     assert_close(state.opt_state[0].nu, alone.opt_state[0].nu, tolerance=1e-4)
     # Adam's m / sqrt(v) turns rounding of a gradient near 0 into a visible part of the step of 0.01.
     assert_close(state.params, alone.params, tolerance=5e-4)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-5), ("bfloat16", 0.03)])
+def test_blockwise_attention_is_the_same_on_sixteen_devices(dtype, tolerance, monkeypatch):
+    """Rows of 64 tokens in blocks of 16, heads split over `tensor`, attention's results kept for the backward pass."""
+    monkeypatch.setattr(blockwise_attention, "MAX_BLOCK_TOKENS", 16)
+    objective = dpo(settings=ModelSettings(dtype, "blockwise", "attention"))
+    sgd = optax.sgd(0.5)
+    one, many = (
+        run_steps(objective, _dpo_batches(), optimizer=sgd, mesh=mesh)
+        for mesh in (None, Mesh(data=2, fsdp=4, tensor=2))
+    )
+    assert_close(many[1], one[1], tolerance=tolerance)
+    assert_close(many[0].params, one[0].params, tolerance=2 * tolerance)  # two steps of 0.5 times the gradient
 
 
 def test_dsft_with_accumulation_is_the_same_on_one_device_and_on_sixteen():

@@ -115,9 +115,9 @@ def sft() -> Objective:
     return sft_objective(shape=SHAPE, settings=SETTINGS)
 
 
-def dpo(**changes: Any) -> Objective:
+def dpo(*, settings: ModelSettings = SETTINGS, **changes: Any) -> Objective:
     """The objective of dDPO on the small model."""
-    return dpo_objective(dpo_options(**changes), shape=SHAPE, settings=SETTINGS)
+    return dpo_objective(dpo_options(**changes), shape=SHAPE, settings=settings)
 
 
 def run_steps(
