@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -140,6 +141,16 @@ def test_tfds_messages_come_back_from_lists_of_bytes_without_tensorflow(tmp_path
         InputError, match=r"no dataset_info.json in .*wanted the folder of one version; below it are .*1\.0\.0"
     ):
         read(f"tfds:{tmp_path}:train")
+
+
+def test_a_tfds_data_set_of_another_format_says_how_to_make_it_readable(tmp_path):
+    """What tfds raises for TFRecord files, which it reads through TensorFlow alone, is a mistake of the user's data."""
+    features = {"prompt": "text", "prompt_id": "text", "messages": "messages"}
+    folder = tfds_folder(tmp_path, [chat_row(0)], features)
+    info = Path(folder) / "dataset_info.json"
+    info.write_text(info.read_text(encoding="utf-8").replace("array_record", "tfrecord"), encoding="utf-8")
+    with pytest.raises(InputError, match=r"tfds:.*is not stored as ArrayRecord.*file_format='array_record'"):
+        read(f"tfds:{folder}:train")
 
 
 def test_a_tfds_score_that_is_no_number_is_null(tmp_path):
