@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from zephyr_jax.data.row_shapes import candidate_row_lengths, choose_row_shapes
+from zephyr_jax.data.row_shapes import candidate_row_lengths, choose_row_shapes, most_shapes
 
 
 def test_the_drawn_choice_is_the_one_made():
@@ -31,6 +31,15 @@ def test_a_further_shape_must_be_worth_its_compilation():
     """One step of 9 rows among 999 of 10 would save a row in 10 000: not worth a program. Half of them at 5 are."""
     assert choose_row_shapes(np.array([[9]] + [[10]] * 999), [256], most_rows=10) == [(10, 256)]
     assert choose_row_shapes(np.array([[5], [10]] * 500), [256], most_rows=10) == [(5, 256), (10, 256)]
+
+
+def test_a_long_run_may_have_more_shapes_than_a_short_one():
+    """Eight sizes of steps, equally many of each: 1 000 steps get a shape for each, 40 steps only the best four."""
+    assert [most_shapes(steps) for steps in (1, 40, 60, 1000)] == [4, 4, 5, 8]
+    needed = np.arange(1, 9)[:, None].repeat(5, axis=0)
+    assert len(choose_row_shapes(needed, [256], most_rows=8, max_shapes=most_shapes(1000))) == 8
+    four = choose_row_shapes(needed, [256], most_rows=8, max_shapes=most_shapes(40))
+    assert len(four) == 4 and four[-1] == (8, 256)
 
 
 def test_a_sample_that_misses_the_largest_step_still_leaves_a_shape_for_it():

@@ -26,7 +26,7 @@ from zephyr_jax.data.packing import (
     target_width,
 )
 from zephyr_jax.data.pair_rows import pack_pairs, packed_pair_micro_batch, padded_pair_micro_batch
-from zephyr_jax.data.row_shapes import candidate_row_lengths, choose_row_shapes
+from zephyr_jax.data.row_shapes import candidate_row_lengths, choose_row_shapes, most_shapes
 from zephyr_jax.records import InputError
 
 NUM_PLANNED_STEPS = 256  # steps tried at every row length when shapes are picked: enough, and a second for any run
@@ -240,7 +240,7 @@ class PairBatches(StepBatches):
 
     `batch["pair_rows"]` [A, P] says which pair of the data set each is (-1: filler), to look up its reference
     log-probs. Packed, the rows that a step needs vary: all steps of the run are planned when this is made, and
-    each gets the smallest of at most four shapes that holds it.
+    each gets the smallest of a few shapes that holds it (at most four in a short run, eight in a long one).
 
     Args:
       pairs: the data set, as prepared for this layout.
@@ -337,7 +337,13 @@ class PairBatches(StepBatches):
             [[[self._needs(items, length) for items in step] for length in row_lengths] for step in sample]
         )
         rows = np.where(sampled[..., 0].min(axis=2) < 0, 0, sampled[..., 0].max(axis=2))
-        shapes = choose_row_shapes(rows, row_lengths, most_rows=most_rows, row_multiple=row_multiple)
+        shapes = choose_row_shapes(
+            rows,
+            row_lengths,
+            most_rows=most_rows,
+            row_multiple=row_multiple,
+            max_shapes=most_shapes(self.num_steps),
+        )
         targets = dict(zip(row_lengths, sampled[..., 2].max(axis=(0, 2)).tolist(), strict=True))
         return [(num_rows, length, targets[length]) for num_rows, length in shapes[:-1]] + [(*shapes[-1], most_targets)]
 

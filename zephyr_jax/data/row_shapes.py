@@ -1,4 +1,4 @@
-"""The few shapes that a run's packed pairs are filled up to: each is one compiled program, so there are at most four.
+"""The few shapes that a run's packed pairs are filled up to: each is one compiled program, so there are at most eight.
 
 A micro-batch of pairs needs more or longer rows than another. One shape for all would compute mostly padding where
 micro-batches are small (two pairs of 700 tokens in a row of 2048); a shape for each would compile at every step.
@@ -13,6 +13,14 @@ import numpy as np
 
 from zephyr_jax.data.packing import round_up
 
+MOST_SHAPES, MOST_SHAPES_OF_A_SHORT_RUN = 8, 4
+STEPS_PER_SHAPE = 12  # what a further shape saves, a few hundredths of all steps, must be more than its compilation
+
+
+def most_shapes(num_steps: int) -> int:
+    """How many shapes a run may have: one for every dozen steps, but four in a short run and never more than eight."""
+    return min(MOST_SHAPES, max(MOST_SHAPES_OF_A_SHORT_RUN, num_steps // STEPS_PER_SHAPE))
+
 
 def candidate_row_lengths(longest: int) -> list[int]:
     """Row lengths worth trying below and up to `longest`, ascending: 16ths of it, rounded up to multiples of 64."""
@@ -26,8 +34,8 @@ def choose_row_shapes(
     *,
     most_rows: int,
     row_multiple: int = 1,
-    max_shapes: int = 4,
-    min_saving: float = 0.02,
+    max_shapes: int = MOST_SHAPES_OF_A_SHORT_RUN,
+    min_saving: float = 0.01,
 ) -> list[tuple[int, int]]:
     """Picks the shapes one after the other, each the one that saves the most padding, while it is worth a program.
 
@@ -41,7 +49,7 @@ def choose_row_shapes(
       row_lengths: [C] ascending; the last holds every pair.
       most_rows: rows of the longest row length that any step of the run needs.
       row_multiple: every number of rows is a multiple of it.
-      max_shapes: the most shapes.
+      max_shapes: the most shapes, see `most_shapes`.
       min_saving: share of all positions that a further shape must save.
 
     Returns:

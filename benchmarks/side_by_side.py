@@ -1,0 +1,177 @@
+"""What every benchmark of this folder does: processes with their peak memory, turns, spreads and ratios, JSON, a table.
+
+A side is one program that does the work: ours, or a peer's in an environment of its own. Sides take turns, each turn a
+process of its own, so that a slow minute of the machine falls on all of them.
+Not here: what is measured (dpo_vs_peers.py and its neighbours).
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+OURS = "ours"
+MALLOC_TUNED = ", malloc tuned"
+# What `train` tells glibc by itself (zephyr_jax/host_memory.py), for a peer whose user knows of it.
+MALLOC_VARIABLES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
+Turn = dict[str, Any]
+
+
+def environment(*, malloc_tuned: bool = False) -> dict[str, str]:
+    """The environment of a side: this checkout's package, no network, and glibc's malloc as it comes or tuned."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    variables |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parent)}
+    return variables | (MALLOC_VARIABLES if malloc_tuned else {})
+
+
+def run_process(command: Sequence[str], *, malloc_tuned: bool = False) -> tuple[str, float]:
+    """Runs a program to its end; one that fails ends this one, with the last of its stderr.
+
+    Args:
+      command: the program and its arguments.
+      malloc_tuned: see `environment`.
+
+    Returns:
+      The last line of its stdout ("" where there is none), and its peak memory in GB.
+    """
+    with tempfile.TemporaryFile("w+") as errors:
+        variables = environment(malloc_tuned=malloc_tuned)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=variables)
+        assert process.stdout is not None
+        output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            errors.seek(0)
+            sys.exit(f"{' '.join(command[:4])} ...: exit status {process.returncode}\n{errors.read()[-3000:]}")
+    lines = output.strip().splitlines()
+    return (lines[-1] if lines else ""), usage.ru_maxrss * 1024 / 1e9
+
+
+def run_worker(python: str, program: str, *, malloc_tuned: bool = False, **options: object) -> Turn:
+    """Runs a worker of this folder, such as "peers/trl_dpo.py"; an option `batch_size` is `--batch-size`.
+
+    Returns:
+      The JSON object in its last line, and `peak_gigabytes`.
+    """
+    command = [python, str(HERE / program)]
+    for name, value in options.items():
+        command += ["--" + name.replace("_", "-"), str(value)]
+    output, peak = run_process(command, malloc_tuned=malloc_tuned)
+    return json.loads(output) | {"peak_gigabytes": peak}
+
+
+def data_file(name: str) -> Path:
+    """A file of the folder that ZEPHYR_DATA names; ends the program where that is not set."""
+    if "ZEPHYR_DATA" not in os.environ:
+        sys.exit(f"ZEPHYR_DATA: not set; wanted the folder that holds {name}")
+    return Path(os.environ["ZEPHYR_DATA"]) / name
+
+
+def take_turns(sides: Mapping[str, Callable[[int], Turn]], turns: int, *, show: str) -> dict[str, list[Turn]]:
+    """Lets each side take its turn, `turns` times, in the order given.
+
+    Args:
+      sides: by name, (number of the turn from 0) -> result.
+      turns: how many.
+      show: the entry of a result that goes to stderr, to see how it goes.
+
+    Returns:
+      The results of each side.
+    """
+    results: dict[str, list[Turn]] = {name: [] for name in sides}
+    for turn in range(turns):
+        for name, side in sides.items():
+            results[name].append(side(turn))
+            print(f"turn {turn + 1}: {name}: {show} {results[name][-1][show]}", file=sys.stderr, flush=True)
+    return results
+
+
+def later_passes(seconds: Sequence[float], passes: int) -> list[float]:
+    """Seconds of each pass but the first (compilation, first touches of memory), from those of all steps."""
+    steps, rest = divmod(len(seconds), passes)
+    if rest:
+        sys.exit(f"{len(seconds)} steps in {passes} passes: not the same number in each")
+    return [round(sum(seconds[steps * p : steps * (p + 1)]), 3) for p in range(1, passes)]
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, least, most and all of them."""
+    ordered = sorted(values)
+    return {"median": statistics.median(ordered), "least": ordered[0], "most": ordered[-1], "all": ordered}
+
+
+def seconds_text(seconds: Mapping[str, Any]) -> str:
+    """A spread for the table: `median (least to most)`."""
+    return f"{seconds['median']:.1f} ({seconds['least']:.1f} to {seconds['most']:.1f})"
+
+
+def check_close(what: str, ours: Sequence[float], theirs: Sequence[float], *, tolerance: float) -> float:
+    """Ends the program unless two sides computed the same.
+
+    Args:
+      what: names the values and the peer, for the message.
+      ours, theirs: the values, as many of one as of the other.
+      tolerance: the largest difference allowed.
+
+    Returns:
+      The largest difference.
+    """
+    if len(ours) != len(theirs):
+        sys.exit(f"{what}: {len(ours)} of ours and {len(theirs)} of theirs: not the same work")
+    worst = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+    if not worst <= tolerance:  # a NaN is no agreement either
+        sys.exit(
+            f"{what}: differ by up to {worst:.4f}, wanted at most {tolerance}: not the same work\n{ours}\n{theirs}"
+        )
+    return worst
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores that may be used, and the memory."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"processor": name, "cores": len(os.sched_getaffinity(0)), "memory_gigabytes": round(memory / 1e9, 1)}
+
+
+def report_head(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What every report begins with: the day, the machine, the settings."""
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+    return {"date": datetime.date.today().isoformat(), "machine": machine(), "settings": plain}
+
+
+def write_report(report: Mapping[str, Any], name: str, *, out: Path | None) -> None:
+    """Writes the report as JSON to `out`, by default results/NAME_DATE.json, and says where on stderr."""
+    path = out or HERE / "results" / f"{name}_{report['date']}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"written to {path}", file=sys.stderr)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table: the first column to the left, the others to the right."""
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "--:|" * (len(header) - 1)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def versions_text(sides: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line: each side with the versions it ran on."""
+    parts = (
+        f"{name}: " + ", ".join(f"{library} {version}" for library, version in side["versions"].items())
+        for name, side in sides.items()
+    )
+    return "Versions: " + "; ".join(parts) + "."
