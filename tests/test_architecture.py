@@ -31,6 +31,7 @@ LEVELS = {
     "model": 5,
     "sharding": 5,
     "host_memory": 5,
+    "compilation": 5,
     "data": 5,
     "base": 6,
 }
@@ -51,6 +52,7 @@ DOORS = {
     "transformers": ("data",),
     "jinja2": ("data",),
     "huggingface_hub": ("data", "model"),
+    "filelock": ("compilation",),
     "safetensors": ("model",),
     "gguf": ("model", "data.tokenizer_files"),
     "flax": ("model",),

@@ -108,6 +108,7 @@ def score_lines(
     import jax
 
     from zephyr_jax import recipe
+    from zephyr_jax.compilation import keep_compiled_programs
     from zephyr_jax.data.chat import load_chat_tokenizer
     from zephyr_jax.data.loader import PairBatches
     from zephyr_jax.data.preparing import prepare_pairs
@@ -121,6 +122,7 @@ def score_lines(
     tokenizer = load_chat_tokenizer(source.tokenizer, chat_template=arguments.chat_template, bos=arguments.bos)
     mesh = make_mesh(recipe.Mesh())
     keep_freed_memory()
+    keep_compiled_programs()
     row_length = 2 * arguments.max_length
     numbers = [number for number, pair in enumerate(pairs) if pair is not None]
     encoded = prepare_pairs(

@@ -50,7 +50,7 @@ def _train(config: str, *, signal_number: int = 0, at_step: int = 0) -> subproce
 def _outcome(folder: Path) -> tuple[list[dict], bytes]:
     """All lines but for the times, and the final weights as they lie on disk."""
     stage = folder / "runs" / "whole" / "dsft"
-    times = ("tokens_per_second", "step_seconds")
+    times = ("tokens_per_second", "step_seconds", "data_wait_share")
     lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
     lines = [{name: value for name, value in line.items() if name not in times} for line in lines]
     return lines, (stage / "model" / "model.safetensors").read_bytes()

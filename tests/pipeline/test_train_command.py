@@ -27,6 +27,7 @@ STEP_METRICS = {
     "num_tokens",
     "tokens_per_second",
     "step_seconds",
+    "data_wait_share",
 }
 DDPO_METRICS = {
     *(f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")),
@@ -181,7 +182,7 @@ def test_ddpo_alone_from_a_finished_stage_is_the_same_stage_and_shares_its_refer
     status, _, err = call("--config", str(folder / "whole.yaml"), *alone, "--new-run")
     assert status == 0, err
     assert err.count("pairs read from") == 2 and "computed anew" not in err
-    times = {"tokens_per_second", "step_seconds"}
+    times = {"tokens_per_second", "step_seconds", "data_wait_share"}
     ours, wanted = (
         [{name: value for name, value in line.items() if name not in times} for line in _lines(run / "ddpo")]
         for run in (folder / "runs" / "alone", folder / "runs" / "whole")

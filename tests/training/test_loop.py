@@ -7,13 +7,30 @@ import json
 import os
 import signal
 import time
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.training.small_stages import assert_close, make_dialogues, sft_batches, sft_options
+from tests.training.small_stages import (
+    SHAPE,
+    assert_close,
+    dpo,
+    dpo_options,
+    for_device,
+    make_dialogues,
+    make_pairs,
+    make_params,
+    pair_batches,
+    sft,
+    sft_batches,
+    sft_options,
+)
+from zephyr_jax.compilation import compile_ahead, count_compilations
+from zephyr_jax.data.loader import SftBatches
+from zephyr_jax.model.mistral import abstract_params
 from zephyr_jax.recipe import Mesh
 from zephyr_jax.records import InputError
 from zephyr_jax.sharding import make_mesh
@@ -21,7 +38,7 @@ from zephyr_jax.training.checkpoint import saved_steps
 from zephyr_jax.training.loop import StageTask, evaluate_batches, run_stage
 from zephyr_jax.training.objectives import Totals
 
-TIMES = ("tokens_per_second", "step_seconds")  # never the same twice
+TIMES = ("tokens_per_second", "step_seconds", "data_wait_share")  # never the same twice
 ABSTRACT = {"head": jax.ShapeDtypeStruct((64, 64), np.float32)}
 
 
@@ -306,3 +323,129 @@ def test_a_run_does_not_go_on_with_other_rows(tmp_path):
     task = dataclasses.replace(_task(tmp_path / "dsft", max_steps=2), data_fingerprint="other rows")
     with pytest.raises(InputError, match="dsft: the training rows are no longer those that steps 1 to 1 saw"):
         _run(task)
+
+
+def test_a_slow_source_shows_in_the_share_of_waiting(tmp_path):
+    """Each batch takes 0.1 s to make, a step of one matrix a few milliseconds; the share is of both together."""
+
+    def slow(batch):
+        time.sleep(0.1)
+        return batch
+
+    result = _run(_task(tmp_path / "dsft", complete=slow))
+    lines = [json.loads(line) for line in (tmp_path / "dsft" / "metrics.jsonl").read_text().splitlines()]
+    shares = [line["data_wait_share"] for line in lines]
+    assert len(shares) == 8 and all(0 <= share <= 1 for share in shares)
+    assert np.median(shares) > 0.5 and result.data_wait_share > 0.3  # the whole stage's time has the compilation too
+    for line in lines:  # waited / (waited + step): the wait is at most the time that a batch takes, with some slack
+        waited = line["data_wait_share"] * line["step_seconds"] / (1 - line["data_wait_share"])
+        assert waited < 0.1 + 2.0
+
+
+class _TwoShapes(SftBatches):
+    """Steps 3, 5 and 6 have twice the rows."""
+
+    def __init__(self, dialogues):
+        super().__init__(dialogues, max_length=64, packing=False, batch_size=4, shuffle=False)
+        self.shapes = (self.shapes[0], self.shapes[0]._replace(num_rows=2 * self.shapes[0].num_rows))
+
+    def batch(self, step):
+        batch = super().batch(step)
+        if step not in (3, 5, 6):
+            return batch
+        return {
+            name: np.concatenate([array, np.zeros_like(array)], axis=1) if array.ndim == 3 else array
+            for name, array in batch.items()
+        }
+
+
+def test_shapes_are_counted_and_one_that_comes_late_is_named_with_its_step(tmp_path, capsys):
+    result = _run(_task(tmp_path / "dsft", batches=_TwoShapes(make_dialogues(30))))
+    err = capsys.readouterr().err
+    assert "dsft: 8 steps of 2 shapes, each compiled when it first comes: 1 x 4 x 64, 1 x 8 x 64 tokens" in err
+    assert "dsft: compiled the train step for 1 x 4 x 64 tokens in" in err
+    assert "dsft: at step 3, shape 2 of 2: compiled the train step for 1 x 8 x 64 tokens in" in err
+    programs = result.compilation["train_steps"]
+    assert [(entry["shape"], entry["step"]) for entry in programs] == [([1, 4, 64], 1), ([1, 8, 64], 3)]
+    assert result.compilation["programs"] >= 2 and result.compilation["from_cache"] == 0
+    assert 0 < result.compilation["seconds"] and all(entry["seconds"] > 0 for entry in programs)
+
+
+def test_nothing_is_compiled_once_every_shape_was_seen(tmp_path):
+    """Saving and evaluating included: after step 3 has brought the second shape, the count stands still."""
+    counts = []
+    batches = sft_batches(make_dialogues(10), packing=False, batch_size=4, shuffle=False)
+
+    with count_compilations() as count:
+        mesh = make_mesh(Mesh(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+        measure = evaluate_batches(_bigrams, batches, complete=lambda batch: batch, mesh=mesh)
+
+        def evaluate(params, step):
+            values = measure(params)
+            counts.append(count.num_programs)
+            return values
+
+        task = _task(
+            tmp_path / "dsft", batches=_TwoShapes(make_dialogues(30)), evaluate=evaluate, eval_every=1, save_every=1
+        )
+        _run(task)
+    assert len(counts) == 9 and counts[2] < counts[3]
+    assert len(set(counts[3:])) == 1
+
+
+@pytest.mark.parametrize("mesh", [Mesh(data=1, fsdp=1, tensor=1), Mesh(data=2, fsdp=4, tensor=2)], ids=["1", "16"])
+@pytest.mark.parametrize(("stage", "changes"), [("dsft", {}), ("dsft", {"micro_batch_size": 16}), ("ddpo", {})])
+def test_the_whole_state_is_updated_in_place(stage, changes, mesh, tmp_path, monkeypatch, capsys):
+    """The real train steps: every parameter, moment and count aliased, the old state's buffers gone, no warning."""
+    calls = []
+
+    def watched(function, *arguments):
+        program = compile_ahead(function, *arguments)
+
+        def call(state, batch):
+            result = program.call(state, batch)
+            calls.append(all(leaf.is_deleted() for leaf in jax.tree.leaves(state)))
+            return result
+
+        return dataclasses.replace(program, call=call)
+
+    monkeypatch.setattr("zephyr_jax.training.loop.compile_ahead", watched)
+    if stage == "dsft":
+        options = sft_options(batch_size=32, max_steps=2, **changes)
+        batches = sft_batches(make_dialogues(30), batch_size=32, row_multiple=8, max_steps=2, packing=False, **changes)
+        objective, references = sft(), False
+    else:
+        options, objective, references = dpo_options(max_steps=2), dpo(), True
+        batches = pair_batches(make_pairs(8), row_multiple=8, max_steps=2)
+    task = dataclasses.replace(
+        _task(tmp_path / "stage"),
+        name=stage,
+        options=options,
+        objective=objective,
+        abstract_params=abstract_params(SHAPE),
+        load_params=lambda shardings: jax.tree.map(jax.device_put, make_params(), shardings),
+        batches=batches,
+        complete=lambda batch: dict(batch) | for_device(batch, references=references),
+    )
+    built = make_mesh(mesh, jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor])
+    with jax.set_mesh(built), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # "Some donated buffers were not usable"
+        result = run_stage(task, mesh=built)
+    planned = result.compilation["train_steps"][0]["bytes_per_device"]
+    assert planned["updated_in_place"] >= planned["state"] > 0 and planned["temporaries"] > 0
+    assert calls == [True, True]
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_state_that_is_not_updated_in_place_is_warned_of(tmp_path, monkeypatch, capsys):
+    """A backend that cannot alias 4 000 bytes: the copy is named, the run goes on."""
+
+    def copying(function, *arguments):
+        program = compile_ahead(function, *arguments)
+        memory = dataclasses.replace(program.memory, in_place=program.memory.in_place - 4000)
+        return dataclasses.replace(program, memory=memory)
+
+    monkeypatch.setattr("zephyr_jax.training.loop.compile_ahead", copying)
+    _run(_task(tmp_path / "dsft", max_steps=1))
+    assert "warning: dsft: the train step updates" in (err := capsys.readouterr().err)
+    assert "4,000 bytes a device are copied at every step" in err

@@ -114,3 +114,11 @@ def test_the_bar_shows_rate_loss_and_where_it_goes_on(capsys):
     shown = capsys.readouterr()
     assert "5/10" in shown.err and "loss 1.2346, 12,346 tokens/s" in shown.err and "step 5 was evaluated" in shown.err
     assert shown.out == ""
+
+
+@pytest.mark.parametrize(("share", "shown"), [(0.0, False), (0.05, False), (0.12, True)])
+def test_the_bar_tells_of_waiting_for_data_where_it_is_more_than_a_twentieth(share, shown, capsys):
+    bar = ProgressBar("dsft", total_steps=10, done_steps=4)
+    bar.advance(loss=1.0, tokens_per_second=10.0, data_wait_share=share)
+    bar.close()
+    assert (", 12% waiting for data" in (err := capsys.readouterr().err)) == shown == ("waiting" in err)

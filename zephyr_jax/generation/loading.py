@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from zephyr_jax import recipe, sharding
+from zephyr_jax.compilation import keep_compiled_programs
 from zephyr_jax.data.chat import ChatTokenizer, load_chat_tokenizer
 from zephyr_jax.generation.options import GenerationOptions
 from zephyr_jax.generation.responses import Response, iterate_responses
@@ -48,6 +49,7 @@ class AnswerModel:
     def load(self) -> AnswerModel:
         """Reads the weights; returns the model with its parameters."""
         keep_freed_memory()
+        keep_compiled_programs()
         shardings = sharding.tree_shardings(abstract_params(self.source.shape), PARTITION_RULES, self.mesh)
         params = self.source.load_params(shardings)
         # Cast once for good, instead of in every batch: the float32 tree is let go.

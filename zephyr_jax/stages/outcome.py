@@ -68,6 +68,7 @@ def finish_stage(
         "num_tokens": result.num_tokens,
         "seconds": round(result.seconds, 3),
         "data_wait_share": round(result.data_wait_share, 5),
+        "compilation": result.compilation,
         "data": {split: report.as_dict() for split, report in reports.items()},
         "batches": batches.statistics(),
         "devices": [str(device) for device in run.mesh.devices.flat],

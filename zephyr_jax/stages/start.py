@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from zephyr_jax.compilation import keep_compiled_programs
 from zephyr_jax.data.chat import ChatTokenizer, load_chat_tokenizer
 from zephyr_jax.host_memory import keep_freed_memory
 from zephyr_jax.model.attention import choose_attention
@@ -97,6 +98,9 @@ def open_run(recipe: Recipe) -> Run:
         )
     mesh = make_mesh(recipe.mesh)
     keep_freed_memory()
+    kept_in = keep_compiled_programs()
+    if kept_in is not None:
+        say(f"compiled programs are kept in {kept_in} (JAX_ENABLE_COMPILATION_CACHE=0: they are not)")
     tokenizer = load_chat_tokenizer(
         _tokenizer_name(recipe),
         chat_template=recipe.chat_template,

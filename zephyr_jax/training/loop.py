@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from zephyr_jax.compilation import Program, bytes_per_device, compile_ahead, count_compilations
 from zephyr_jax.data.loader import StepBatches
 from zephyr_jax.data.prefetch import prefetch
 from zephyr_jax.model.mistral import PARTITION_RULES
@@ -32,7 +33,6 @@ from zephyr_jax.training.metrics import MetricsLog, ProgressBar
 from zephyr_jax.training.objectives import Objective, Totals
 from zephyr_jax.training.optimizer import make_optimizer, make_schedule
 from zephyr_jax.training.step import (
-    Metrics,
     TrainState,
     add_totals,
     finish,
@@ -79,7 +79,10 @@ class StageTask:
 
 @dataclasses.dataclass
 class StageResult:
-    """What came of it: final parameters, first and last metrics lines, tokens read and seconds taken (all sittings)."""
+    """What came of it: final parameters, first and last metrics lines, tokens read and seconds taken (all sittings).
+
+    Of the last sitting only: the share of its time spent waiting for data, and what it compiled (as JSON values).
+    """
 
     params: Any
     first_metrics: dict[str, Any]
@@ -88,6 +91,7 @@ class StageResult:
     num_tokens: int
     seconds: float
     data_wait_share: float
+    compilation: dict[str, Any]
 
 
 def run_stage(task: StageTask, *, mesh: jax.sharding.Mesh) -> StageResult:
@@ -168,14 +172,16 @@ class _Session:
         self._earlier_seconds, self._began = progress["seconds"], time.perf_counter()
         self._log = MetricsLog(task.folder, after_step=self._start, trackers=task.trackers)
         self._bar: ProgressBar | None = None
-        self._compiled: dict[tuple[int, ...], Callable[..., tuple[TrainState, Metrics]]] = {}
+        self._programs: dict[tuple[int, ...], Program] = {}
+        self._compilation: dict[str, Any] = {"train_steps": []}
 
     def run(self, state: TrainState) -> StageResult:
         task, num_steps = self._task, self._task.batches.num_steps
         if self._start >= num_steps:
             _say(f"{task.name}: all {num_steps} steps are done already")
         try:
-            state, wait_share = self._train(state)
+            with count_compilations() as count:
+                state, wait_share = self._train(state)
             steps = [record for record in self._log.records() if "loss" in record]
             evaluations = [record for record in self._log.records() if "eval/loss" in record]
         finally:
@@ -188,6 +194,12 @@ class _Session:
             num_tokens=self._num_tokens,
             seconds=self._seconds(),
             data_wait_share=wait_share,
+            compilation={
+                "programs": count.num_programs,
+                "from_cache": count.num_from_cache,
+                "seconds": round(count.seconds, 3),
+            }
+            | self._compilation,
         )
 
     def _train(self, state: TrainState) -> tuple[TrainState, float]:
@@ -196,15 +208,19 @@ class _Session:
         evaluated = {record["step"] for record in self._log.records() if "eval/loss" in record}
         if self._start not in evaluated and self._is_due(self._start, options.eval_every):
             self._evaluate(state, self._start)
+        if self._start < num_steps:
+            _say(f"{task.name}: {num_steps} steps of {_shapes_text(task.batches)}")
         self._bar = ProgressBar(task.name, total_steps=num_steps, done_steps=self._start)
-        began = time.perf_counter()
+        began, waited = time.perf_counter(), 0.0
         with _stop_requests() as stop, prefetch(self._placed_batches) as ready:
             for step, num_tokens, batch in ready:
-                compiled = self._compiled_for(state, batch)
+                step_waited, waited = ready.waited_seconds - waited, ready.waited_seconds
+                train_step = self._program_for(state, batch, step=step).call
                 step_began = time.perf_counter()
-                state, metrics = compiled(state, batch)
+                state, metrics = train_step(state, batch)
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}  # waits for the step
-                self._record(step, values, num_tokens=num_tokens, seconds=time.perf_counter() - step_began)
+                seconds = time.perf_counter() - step_began
+                self._record(step, values, num_tokens=num_tokens, seconds=seconds, waited_seconds=step_waited)
                 # Saved first: an evaluation that fails, or is cut off, must not cost the step.
                 if self._is_due(step, options.save_every):
                     self._save(state, step)
@@ -229,23 +245,51 @@ class _Session:
             batch = self._task.complete(self._task.batches.batch(step))
             yield step, int(np.sum(batch["num_tokens"])), place_batch(_for_device(batch), self._mesh)
 
-    def _compiled_for(self, state: TrainState, batch: dict[str, jax.Array]) -> Callable:
+    def _program_for(self, state: TrainState, batch: dict[str, jax.Array], *, step: int) -> Program:
         """The train step for this batch's shape, compiled ahead of time so that step times hold no compilation."""
         shape = batch["tokens"].shape
-        if shape not in self._compiled:
-            began = time.perf_counter()
-            self._compiled[shape] = self._train_step.lower(state, batch).compile()
-            rows = " x ".join(map(str, shape))
-            seconds = time.perf_counter() - began
-            _say(f"{self._task.name}: compiled the train step for {rows} tokens in {seconds:.1f} s", bar=self._bar)
-        return self._compiled[shape]
+        if shape not in self._programs:
+            self._programs[shape] = compile_ahead(self._train_step, state, batch)
+            self._report_program(self._programs[shape], shape, state_bytes=bytes_per_device(state), step=step)
+        return self._programs[shape]
 
-    def _record(self, step: int, values: dict[str, float], *, num_tokens: int, seconds: float) -> None:
+    def _report_program(self, program: Program, shape: tuple[int, ...], *, state_bytes: int, step: int) -> None:
+        name, memory = self._task.name, program.memory
+        how = "compiled the train step for {} in {:.1f} s"
+        if program.from_cache:
+            how = "read the train step for {} from the compilation cache in {:.1f} s"
+        text = how.format(_shape_text(shape), program.seconds)
+        if step > self._start + 1:  # the bar has moved: people must see why it stands still
+            text = f"at step {step}, shape {len(self._programs)} of {len(self._task.batches.shapes)}: {text}"
+        entry = {"shape": list(shape), "step": step, "seconds": round(program.seconds, 3)}
+        entry |= {"from_cache": program.from_cache}
+        if memory is None:
+            text += "; this backend does not say what memory it needs, nor whether the state is updated in place"
+        else:
+            planned = {"state": state_bytes, "batch": memory.arguments - state_bytes, "temporaries": memory.temporaries}
+            text += (
+                f"; a device: state {_gigabytes(state_bytes)}, batch {_gigabytes(planned['batch'])}, "
+                f"activations, gradients and scratch {_gigabytes(memory.temporaries)}"
+            )
+            entry["bytes_per_device"] = planned | {"updated_in_place": memory.in_place}
+        self._compilation["train_steps"].append(entry)
+        _say(f"{name}: {text}", bar=self._bar)
+        if memory is not None and memory.in_place < state_bytes:
+            _say(
+                f"warning: {name}: the train step updates {_gigabytes(memory.in_place)} of the state's "
+                f"{_gigabytes(state_bytes)} in place; {state_bytes - memory.in_place:,} bytes a device are copied at "
+                "every step",
+                bar=self._bar,
+            )
+
+    def _record(
+        self, step: int, values: dict[str, float], *, num_tokens: int, seconds: float, waited_seconds: float
+    ) -> None:
         task = self._task
         self._num_tokens += num_tokens
-        rate = num_tokens / seconds
+        rate, wait_share = num_tokens / seconds, waited_seconds / (waited_seconds + seconds)
         assert self._bar is not None
-        self._bar.advance(loss=values["loss"], tokens_per_second=rate)
+        self._bar.advance(loss=values["loss"], tokens_per_second=rate, data_wait_share=wait_share)
         if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
             raise FloatingPointError(
                 f"{task.name}: loss {values['loss']} and gradient norm {values['grad_norm']} at step {step}; the "
@@ -257,6 +301,8 @@ class _Session:
         if step in (1, task.batches.num_steps) or step % task.options.log_every == 0:
             record = {"step": step, "epoch": round(step / task.batches.num_steps_per_epoch, 6)} | values
             record |= {"num_tokens": self._num_tokens, "tokens_per_second": rate, "step_seconds": seconds}
+            # Of the time that this step took with the wait for its batch before; not of evaluations and checkpoints.
+            record["data_wait_share"] = round(wait_share, 5)
             self._log.write(record)
 
     def _evaluate(self, state: TrainState, step: int) -> None:
@@ -280,6 +326,22 @@ class _Session:
 
 def _for_device(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: array for name, array in batch.items() if name not in HOST_ARRAYS}
+
+
+def _shape_text(shape: Sequence[int]) -> str:
+    return f"{' x '.join(map(str, shape))} tokens"
+
+
+def _shapes_text(batches: StepBatches) -> str:
+    """`2 shapes, each compiled when it first comes: 1 x 4 x 512, 1 x 5 x 1024 tokens`; micro-batches x rows x row."""
+    shapes = [" x ".join(map(str, shape[:3])) for shape in batches.shapes]
+    if len(shapes) == 1:
+        return f"1 shape, compiled once: {shapes[0]} tokens"
+    return f"{len(shapes)} shapes, each compiled when it first comes: {', '.join(shapes)} tokens"
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 5e6 else f"{num_bytes / 1e6:.2f} MB"
 
 
 def _say(text: str, *, bar: ProgressBar | None = None) -> None:

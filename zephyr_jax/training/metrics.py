@@ -14,6 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+SHOWN_WAIT_SHARE = 0.05
+
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file whole or not at all: into a temporary file beside it, then renamed."""
@@ -88,9 +90,12 @@ class ProgressBar:
     def __init__(self, name: str, *, total_steps: int, done_steps: int):
         self._bar = tqdm(desc=name, total=total_steps, initial=done_steps, unit="step", mininterval=0.5)
 
-    def advance(self, *, loss: float, tokens_per_second: float) -> None:
-        """One more step is done."""
-        self._bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
+    def advance(self, *, loss: float, tokens_per_second: float, data_wait_share: float = 0.0) -> None:
+        """One more step is done; the share of its time spent waiting for data is shown where it is worth a look."""
+        text = f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s"
+        if data_wait_share > SHOWN_WAIT_SHARE:
+            text += f", {data_wait_share:.0%} waiting for data"
+        self._bar.set_postfix_str(text, refresh=False)
         self._bar.update()
 
     def say(self, text: str) -> None:
