@@ -71,6 +71,19 @@ def run_worker(python: str, program: str, *, malloc_tuned: bool = False, **optio
     return json.loads(output) | {"peak_gigabytes": peak}
 
 
+def read_stage(folder: Path) -> Turn:
+    """Seconds and loss of every step of a stage that `train` ran, what its summary counts, and its versions."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    return {
+        "seconds": [step["step_seconds"] for step in steps],
+        "losses": [step["loss"] for step in steps],
+        "batches": summary["batches"],
+        "versions": {name: summary["versions"][name] for name in ("jax", "python")},
+    }
+
+
 def data_file(name: str) -> Path:
     """A file of the folder that ZEPHYR_DATA names; ends the program where that is not set."""
     if "ZEPHYR_DATA" not in os.environ:
@@ -129,8 +142,9 @@ def check_close(what: str, ours: Sequence[float], theirs: Sequence[float], *, to
     """
     if len(ours) != len(theirs):
         sys.exit(f"{what}: {len(ours)} of ours and {len(theirs)} of theirs: not the same work")
-    worst = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
-    if not worst <= tolerance:  # a NaN is no agreement either
+    differences = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
+    worst = max(differences)
+    if not all(difference <= tolerance for difference in differences):  # max would pass over a NaN
         sys.exit(
             f"{what}: differ by up to {worst:.4f}, wanted at most {tolerance}: not the same work\n{ours}\n{theirs}"
         )

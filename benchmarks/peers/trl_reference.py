@@ -1,0 +1,62 @@
+"""TRL's precomputation of reference log-probs over the benchmark's pairs: seconds, log-probs; one JSON line.
+
+Run by ../reference_vs_trl.py with the Python of an environment that has `pip install -e '.[parity]'`. TRL computes them
+when its DPOTrainer is made: that one warms up, and its own method is timed on the same pairs again, a copy in other
+memory so that its cache file is not found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+import trl
+
+from benchmarks.peers import step_clock
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a Hugging Face folder, float32, with a chat template")
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--limit", required=True, type=int)
+    parser.add_argument("--batch-size", required=True, type=int)
+    parser.add_argument("--dtype", required=True, choices=["float32", "bfloat16"])
+    arguments = parser.parse_args()
+    with arguments.data.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for _, line in zip(range(arguments.limit), lines, strict=False)]
+    columns = [{"prompt": r["chosen"][:-1], "chosen": r["chosen"][-1:], "rejected": r["rejected"][-1:]} for r in rows]
+    shared = step_clock.trainer_arguments(
+        batch_size=arguments.batch_size, epochs=1, dtype=arguments.dtype, gradient_checkpointing=False
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        config = trl.DPOConfig(
+            output_dir=folder,
+            precompute_ref_log_probs=True,
+            precompute_ref_batch_size=arguments.batch_size,
+            max_length=1024,
+            **shared,
+        )
+        trainer = trl.DPOTrainer(
+            model=transformers.AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32),
+            args=config,
+            train_dataset=datasets.Dataset.from_list(columns),
+            processing_class=transformers.AutoTokenizer.from_pretrained(arguments.model),
+        )
+        tokenised = trainer.train_dataset.remove_columns(["ref_chosen_logps", "ref_rejected_logps"])
+        again = datasets.Dataset.from_list(tokenised.to_list())
+        began = time.perf_counter()
+        scored = trainer._precompute_ref_logps(again, "timed", arguments.batch_size)
+        seconds = time.perf_counter() - began
+    log_probs = [row[f"ref_{side}_logps"] for row in scored for side in ("chosen", "rejected")]
+    print(json.dumps({"seconds": seconds, "log_probs": log_probs, "versions": step_clock.versions()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The reference pass of ours and of TRL, turn by turn on the same pairs and weights; prints a table and writes JSON.
+
+    export ZEPHYR_DATA=.../data                # preferences_train.jsonl
+    make parity                                # brings torch and TRL beside the rest
+    .venv/bin/python -m benchmarks.reference_vs_trl --dtype bfloat16
+
+Ours is the pass that `train` and `score` make (ours/reference_pass.py), TRL's the one that its DPOTrainer makes with
+`precompute_ref_log_probs` (peers/trl_reference.py), both in batches of `--batch-size` pairs in file order. Every turn
+is a process of its own; the same pairs are scored before, which compiles and warms up and is not timed. The log-probs
+of every answer must agree. TRL runs as its users get it; with `--with-tuned-malloc` a second time with what `train`
+tells glibc for itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import side_by_side
+from benchmarks.side_by_side import MALLOC_TUNED, OURS, Turn
+
+# Of an answer's log-prob, relative. In bfloat16 the two round at other places.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--batch-size", type=int, default=8, help="pairs (%(default)s)")
+    parser.add_argument("--limit", type=int, default=32, help="pairs, from the file's start (%(default)s)")
+    parser.add_argument("--turns", type=int, default=3, help="(%(default)s)")
+    parser.add_argument("--our-python", default=sys.executable, help="Python of our side; default: this one")
+    parser.add_argument("--trl-python", default=sys.executable, help="Python of an environment with TRL")
+    parser.add_argument("--with-tuned-malloc", action="store_true", help="TRL also with our malloc settings")
+    parser.add_argument("--out", type=Path, help="JSON; default: benchmarks/results/reference_DTYPE_bSIZE_DATE.json")
+    arguments = parser.parse_args()
+    if arguments.limit % arguments.batch_size:
+        parser.error("wanted a --limit that --batch-size divides")
+    data = side_by_side.data_file("preferences_train.jsonl")
+    size = {"batch_size": arguments.batch_size, "dtype": arguments.dtype}
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs = Path(scratch) / "inputs"
+        work = side_by_side.run_worker(
+            arguments.our_python,
+            "ours/write_inputs.py",
+            kind="pairs",
+            data=data,
+            limit=arguments.limit,
+            max_length=1024,
+            batch_size=arguments.batch_size,
+            out=inputs,
+        )
+        if work["pairs"] != arguments.limit:
+            sys.exit(f"{work['pairs']} of {arguments.limit} pairs fit: give a --limit that holds none of the others")
+
+        def trl(turn: int, *, malloc_tuned: bool = False) -> Turn:
+            options = {"model": inputs / "model", "data": data, "limit": arguments.limit} | size
+            program = "peers/trl_reference.py"
+            return side_by_side.run_worker(arguments.trl_python, program, malloc_tuned=malloc_tuned, **options)
+
+        sides = {
+            OURS: lambda turn: side_by_side.run_worker(
+                arguments.our_python, "ours/reference_pass.py", inputs=inputs, **size
+            ),
+            "trl": trl,
+        }
+        if arguments.with_tuned_malloc:
+            sides["trl" + MALLOC_TUNED] = lambda turn: trl(turn, malloc_tuned=True)
+        turns = side_by_side.take_turns(sides, arguments.turns, show="seconds")
+    report = summarise(arguments, turns, work)
+    print(table(report))
+    side_by_side.write_report(report, f"reference_{arguments.dtype}_b{arguments.batch_size}", out=arguments.out)
+
+
+def compare_log_probs(ours: Sequence[float], theirs: Sequence[float], *, name: str, dtype: str) -> dict[str, float]:
+    """Ends the program unless every answer's log-prob agrees; how far they differ, relative and in nats."""
+    relative = [b / a for a, b in zip(ours, theirs, strict=True)]
+    worst = side_by_side.check_close(
+        f"log-probs of {name} over ours", [1.0] * len(ours), relative, tolerance=TOLERANCE[dtype]
+    )
+    nats = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
+    return {"relative": worst, "most_nats": max(nats), "mean_nats": statistics.mean(nats)}
+
+
+def summarise(arguments: argparse.Namespace, turns: dict[str, list[Turn]], work: dict[str, Any]) -> dict[str, Any]:
+    """Medians, spreads, ratios and the differences of the log-probs; ends the program where those are too large."""
+    sides: dict[str, dict[str, Any]] = {}
+    for name, results in turns.items():
+        seconds = side_by_side.spread([result["seconds"] for result in results])
+        sides[name] = {
+            "seconds": seconds,
+            "pairs_per_second": work["pairs"] / seconds["median"],
+            "response_tokens_per_second": work["target_tokens"] / seconds["median"],
+            "peak_gigabytes": max(result["peak_gigabytes"] for result in results),
+            "differences": compare_log_probs(
+                turns[OURS][0]["log_probs"], results[0]["log_probs"], name=name, dtype=arguments.dtype
+            ),
+            "versions": results[0]["versions"],
+        }
+    ours = sides[OURS]["seconds"]["median"]
+    return side_by_side.report_head(vars(arguments)) | {
+        "work": work,
+        "time_over_ours": {n: side["seconds"]["median"] / ours for n, side in sides.items() if n != OURS},
+        "sides": sides,
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people, in Markdown."""
+    settings, work, sides = report["settings"], report["work"], report["sides"]
+    rows = [
+        [
+            name,
+            side_by_side.seconds_text(side["seconds"]),
+            f"{report['time_over_ours'][name]:.2f}" if name != OURS else "",
+            f"{side['pairs_per_second']:.2f}",
+            f"{side['response_tokens_per_second']:.0f}",
+            f"{side['peak_gigabytes']:.1f}",
+            f"{side['differences']['most_nats']:.4f}" if name != OURS else "",
+        ]
+        for name, side in sides.items()
+    ]
+    header = ["", "seconds: median (least to most)", "over ours", "pairs/s", "response tokens/s", "peak GB"]
+    header.append("largest difference of a log-prob, nats")
+    return "\n".join(
+        [
+            f"Reference pass, {settings['dtype']}, batches of {settings['batch_size']}, {work['pairs']} pairs with "
+            f"{work['tokens']} unique and {work['target_tokens']} response tokens",
+            "",
+            side_by_side.markdown_table(header, rows),
+            "",
+            side_by_side.versions_text(sides),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
