@@ -152,3 +152,11 @@ def test_wrong_inputs_are_one_line_and_status_2(changes, wanted, model, tmp_path
     assert len(errors) == 1 and wanted in errors[0] and shown.err.endswith(errors[0] + "\n")
     assert "Traceback" not in shown.err and shown.out == ""
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_scoring_switches_the_compilation_cache_on(model, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("zephyr_jax.compilation.keep_compiled_programs", lambda: calls.append(1))
+    data = write_rows(tmp_path / "pairs.jsonl", pair_rows(1))
+    assert main(["--model", str(model), "--data", data, "--out", str(tmp_path / "out.jsonl")]) == 0
+    assert calls

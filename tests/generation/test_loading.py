@@ -79,3 +79,12 @@ def test_all_devices_give_the_answer_of_one(folder):
         texts.append(model.text(batch[0]))
         assert isinstance(batch[0].ids, np.ndarray)
     assert texts[0] == texts[1]
+
+
+def test_loading_switches_the_compilation_cache_on_and_opening_does_not(folder, monkeypatch):
+    calls = []
+    monkeypatch.setattr("zephyr_jax.generation.loading.keep_compiled_programs", lambda: calls.append(1))
+    model = open_answer_model(str(folder), num_devices=1)
+    assert not calls
+    model.load()
+    assert calls

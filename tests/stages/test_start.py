@@ -135,3 +135,12 @@ def test_an_attention_that_cannot_run_here_is_refused(tmp_path):
 def test_random_weights_have_no_source():
     model = StartModel(shape=ModelShape(**SHAPE), source=None, seed=0)
     assert len(model.fingerprint()) == 64
+
+
+def test_a_run_says_where_its_compiled_programs_are_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(start, "keep_compiled_programs", lambda: tmp_path / "kept")
+    open_run(make_recipe(tmp_path))
+    assert f"compiled programs are kept in {tmp_path / 'kept'}" in capsys.readouterr().err
+    monkeypatch.setattr(start, "keep_compiled_programs", lambda: None)
+    open_run(make_recipe(tmp_path))
+    assert "compiled programs" not in capsys.readouterr().err
