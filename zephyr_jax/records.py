@@ -83,9 +83,9 @@ class ReadReport:
         """Adds one dropped row."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
-    def count_cut(self, reason: str) -> None:
-        """Adds one shortened row."""
-        self.cut[reason] = self.cut.get(reason, 0) + 1
+    def count_cut(self, reason: str, count: int = 1) -> None:
+        """Adds shortened rows."""
+        self.cut[reason] = self.cut.get(reason, 0) + count
 
     def as_dict(self) -> dict[str, Any]:
         """The counts alone, for summary.json."""

@@ -77,6 +77,9 @@ def test_the_runs_folder_is_the_contracts(whole):
     stores = sorted((folder / "runs" / "reference").iterdir())
     assert len(stores) == 2  # train and evaluation pairs
     assert all((store / "manifest.json").is_file() for store in stores)
+    kept = sorted((folder / "runs" / "tokenised").iterdir())
+    assert len(kept) == 4  # train and evaluation rows of both stages
+    assert all((place / "manifest.json").is_file() for place in kept)
     left_over = [name for name in _files(folder / "runs") if "partial" in name or "unfinished" in name]
     assert left_over == []
 
@@ -161,6 +164,7 @@ def test_a_second_call_does_nothing_and_says_so(whole):
     status, again, err = call("--config", str(folder / "whole.yaml"))
     assert status == 0 and again == out
     assert "dsft: done already" in err and "ddpo: done already" in err
+    assert err.count(f"found tokenised in {folder}/runs/tokenised/") == 4
     assert _files(folder) == before
 
 
@@ -200,6 +204,13 @@ def test_dry_run_describes_both_stages_and_writes_nothing(tmp_path):
     # The first dialogue: its answers, with the end of text and the newline behind it, are what is learnt.
     assert "[[It is one.</s>" in out and "What is 1?" in out and "[[It is six, I think.</s>" in out
     assert "[[What" not in out
+
+
+def test_a_dry_run_tells_the_same_of_rows_found_and_rows_made(whole, tmp_path):
+    config = str(whole[0] / "whole.yaml")
+    _, found, warm = call("--config", config, "--dry-run")
+    _, made, cold = call("--config", config, "--dry-run", f"output_dir={tmp_path}")
+    assert found == made and "found tokenised" in warm and "tokenised in 1 process" in cold
 
 
 def test_a_dry_run_shows_what_is_lost(tmp_path):

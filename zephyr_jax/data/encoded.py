@@ -47,6 +47,25 @@ class EncodedConversations:
             rows=_array(rows, np.int64),
         )
 
+    @classmethod
+    def join(cls, parts: Iterable[tuple[int, EncodedConversations]]) -> EncodedConversations:
+        """Joins `(index of the part's first row among all rows, part)` as they come."""
+        ids, is_target, offsets, rows = array("i"), bytearray(), array("q", [0]), array("q")
+        dropped: dict[int, str] = {}
+        for start, part in parts:
+            offsets.frombytes((part.offsets[1:] + len(ids)).tobytes())
+            ids.frombytes(part.ids.tobytes())
+            is_target += part.is_target.tobytes()
+            rows.frombytes((part.rows + start).tobytes())
+            dropped |= {start + row: reason for row, reason in part.dropped.items()}
+        return cls(
+            ids=_array(ids, np.int32),
+            is_target=_array(is_target, np.bool_),
+            offsets=_array(offsets, np.int64),
+            rows=_array(rows, np.int64),
+            dropped=dropped,
+        )
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -61,9 +80,9 @@ class EncodedConversations:
 
     def fingerprint(self) -> str:
         """sha256 of the ids, of what is learnt and of where dialogues are parted: equal where the rows are."""
-        digest = hashlib.sha256(self.offsets.astype("<i8").tobytes())
-        digest.update(self.ids.astype("<i4").tobytes())
-        digest.update(self.is_target.tobytes())
+        digest = hashlib.sha256(np.ascontiguousarray(self.offsets, "<i8").data)
+        digest.update(np.ascontiguousarray(self.ids, "<i4").data)  # no copy: it may be a gigabyte
+        digest.update(np.ascontiguousarray(self.is_target).data)
         return digest.hexdigest()
 
     @property
@@ -105,6 +124,23 @@ class EncodedPairs:
             rows=_array(rows, np.int64),
         )
 
+    @classmethod
+    def join(cls, parts: Iterable[tuple[int, EncodedPairs]]) -> EncodedPairs:
+        """Joins `(index of the part's first row among all rows, part)` as they come."""
+        ids, offsets, rows = array("i"), array("q", [0]), array("q")
+        dropped: dict[int, str] = {}
+        for start, part in parts:
+            offsets.frombytes((part.offsets[1:] + len(ids)).tobytes())
+            ids.frombytes(part.ids.tobytes())
+            rows.frombytes((part.rows + start).tobytes())
+            dropped |= {start + row: reason for row, reason in part.dropped.items()}
+        return cls(
+            ids=_array(ids, np.int32),
+            offsets=_array(offsets, np.int64),
+            rows=_array(rows, np.int64),
+            dropped=dropped,
+        )
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -119,8 +155,8 @@ class EncodedPairs:
 
     def fingerprint(self) -> str:
         """sha256 of the ids and of where they are parted: equal exactly where the pairs are equal, in order."""
-        digest = hashlib.sha256(self.offsets.astype("<i8").tobytes())
-        digest.update(self.ids.astype("<i4").tobytes())
+        digest = hashlib.sha256(np.ascontiguousarray(self.offsets, "<i8").data)
+        digest.update(np.ascontiguousarray(self.ids, "<i4").data)  # no copy: it may be a gigabyte
         return digest.hexdigest()
 
 

@@ -2,19 +2,23 @@
 
 Whole turns leave a dialogue's end and tokens leave a prompt's start; a response never loses a token, so an
 end-of-sequence token is never lost in silence. Every row cut or dropped is counted in the report.
-Not here: reading rows (data/sources.py), the chat template (data/chat.py), how the ids are kept (data/encoded.py).
+Not here: reading rows (data/sources.py), the chat template (data/chat.py), how the ids are held (data/encoded.py),
+processes (data/worker_pool.py), the folder that tokenised rows are kept in (data/tokenised.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from zephyr_jax.data.encoded import EncodedConversations, EncodedPairs
-from zephyr_jax.records import Conversation, InputError, PreferencePair, ReadReport
+from zephyr_jax.data.worker_pool import choose_num_workers, map_chunks
+from zephyr_jax.records import Conversation, InputError, Message, PreferencePair, ReadReport
 
 if TYPE_CHECKING:
     from zephyr_jax.data.chat import ChatTokenizer
@@ -29,6 +33,9 @@ DROPPED_EMPTY_RESPONSE = "empty response"
 DROPPED_LONG_PAIR = "prompt and response longer than max_length"
 DROPPED_LONG_ROW = "prompt and both responses longer than row_length"
 
+# What a chunk of rows becomes: the rows kept and dropped, how many there were, and reason -> rows shortened.
+Chunk = tuple[EncodedConversations | EncodedPairs, int, Counter[str]]
+
 
 def prepare_conversations(
     conversations: Sequence[Conversation],
@@ -38,6 +45,7 @@ def prepare_conversations(
     loss_on: str,
     report: ReadReport,
     progress: bool = False,
+    num_workers: int | None = None,
 ) -> EncodedConversations:
     """Tokenises dialogues and makes them fit: one that is too long keeps the turns up to the last answer that fits.
 
@@ -48,21 +56,43 @@ def prepare_conversations(
       loss_on: "assistant": the targets are the tokenizer's; "all": every token but the first.
       report: gets the counts of rows cut and dropped.
       progress: whether to show a bar with dialogues per second on stderr.
+      num_workers: processes to work in, 1 for this one; None: what the rows are worth, `choose_num_workers`.
 
     Returns:
-      The dialogues kept, in the order given.
+      The dialogues kept, in the order given; the same whatever the number of processes.
 
     Raises:
       ValueError: `loss_on` is neither of the two.
     """
     if loss_on not in ("assistant", "all"):
         raise ValueError(f"loss_on: got {loss_on!r}, wanted 'assistant' or 'all'")
+    rows = [conversation.messages for conversation in conversations]
+    chunks = map_chunks(
+        _encode_conversations,
+        rows,
+        shared=(tokenizer, max_length, loss_on),
+        num_workers=num_workers or conversation_workers(conversations),
+    )
+    dialogues = EncodedConversations.join(_reported(chunks, len(rows), "dialogues", report, progress))
+    _count_dropped(dialogues.dropped, report)
+    return dialogues
+
+
+def conversation_workers(conversations: Sequence[Conversation]) -> int:
+    """The processes that tokenise these dialogues where no number is given."""
+    return choose_num_workers(sum(len(turn["content"]) for row in conversations for turn in row.messages))
+
+
+def _encode_conversations(
+    rows: Sequence[Sequence[Message]], tokenizer: ChatTokenizer, max_length: int, loss_on: str
+) -> Chunk:
     dropped: dict[int, str] = {}
+    cut: Counter[str] = Counter()
 
     def kept() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        for row, conversation in enumerate(_shown(conversations, "dialogues", progress)):
+        for row, messages in enumerate(rows):
             try:
-                encoded = tokenizer.encode_conversation(conversation.messages)
+                encoded = tokenizer.encode_conversation(messages)
             except InputError as error:
                 dropped[row] = f"{DROPPED_TEMPLATE}: {error}"
                 continue
@@ -79,11 +109,11 @@ def prepare_conversations(
                 dropped[row] = DROPPED_NO_TARGETS
                 continue
             if is_cut:
-                report.count_cut(CUT_TURNS)
+                cut[CUT_TURNS] += 1
             yield row, encoded.ids[:end], is_target
 
     dialogues = EncodedConversations.collect(kept())
-    return dataclasses.replace(dialogues, dropped=_counted(dropped, report))
+    return dataclasses.replace(dialogues, dropped=dropped), len(rows), cut
 
 
 def prepare_pairs(
@@ -95,6 +125,7 @@ def prepare_pairs(
     row_length: int | None,
     report: ReadReport,
     progress: bool = False,
+    num_workers: int | None = None,
 ) -> EncodedPairs:
     """Tokenises preference pairs and makes them fit, see `cut_prompt`; what cannot fit is dropped and counted.
 
@@ -106,16 +137,44 @@ def prepare_pairs(
       row_length: the most tokens of a prompt and both responses (packed layout), or None (padded layout).
       report: gets the counts of rows cut and dropped.
       progress: whether to show a bar with pairs per second on stderr.
+      num_workers: as of `prepare_conversations`.
 
     Returns:
-      The pairs kept, in the order given.
+      The pairs kept, in the order given; the same whatever the number of processes.
     """
+    rows = [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
+    chunks = map_chunks(
+        _encode_pairs,
+        rows,
+        shared=(tokenizer, max_length, max_prompt_length, row_length),
+        num_workers=num_workers or pair_workers(pairs),
+    )
+    encoded = EncodedPairs.join(_reported(chunks, len(rows), "pairs", report, progress))
+    _count_dropped(encoded.dropped, report)
+    return encoded
+
+
+def pair_workers(pairs: Sequence[PreferencePair]) -> int:
+    """The processes that tokenise these pairs where no number is given."""
+    # A prompt is tokenised with each answer and alone.
+    prompts = sum(3 * len(turn["content"]) for pair in pairs for turn in pair.prompt)
+    return choose_num_workers(prompts + sum(len(pair.chosen) + len(pair.rejected) for pair in pairs))
+
+
+def _encode_pairs(
+    rows: Sequence[tuple[Sequence[Message], str, str]],
+    tokenizer: ChatTokenizer,
+    max_length: int,
+    max_prompt_length: int,
+    row_length: int | None,
+) -> Chunk:
     dropped: dict[int, str] = {}
+    cut: Counter[str] = Counter()
 
     def kept() -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-        for row, pair in enumerate(_shown(pairs, "pairs", progress)):
+        for row, messages_and_answers in enumerate(rows):
             try:
-                encoded = tokenizer.encode_pair(pair.prompt, pair.chosen, pair.rejected)
+                encoded = tokenizer.encode_pair(*messages_and_answers)
             except InputError as error:
                 dropped[row] = f"{DROPPED_TEMPLATE}: {error}"
                 continue
@@ -132,11 +191,11 @@ def prepare_pairs(
                 dropped[row] = DROPPED_LONG_ROW
             else:
                 if len(prompt) < len(encoded.prompt):
-                    report.count_cut(CUT_PROMPT)
+                    cut[CUT_PROMPT] += 1
                 yield row, prompt, chosen, rejected
 
     encoded_pairs = EncodedPairs.collect(kept())
-    return dataclasses.replace(encoded_pairs, dropped=_counted(dropped, report))
+    return dataclasses.replace(encoded_pairs, dropped=dropped), len(rows), cut
 
 
 def cut_prompt(prompt: np.ndarray, longest_response: int, *, max_length: int, max_prompt_length: int) -> np.ndarray:
@@ -150,15 +209,18 @@ def cut_prompt(prompt: np.ndarray, longest_response: int, *, max_length: int, ma
     return prompt[max(0, len(prompt) - max_prompt_length) :]
 
 
-def _counted(dropped: dict[int, str], report: ReadReport) -> dict[int, str]:
+def _count_dropped(dropped: Mapping[int, str], report: ReadReport) -> None:
     for reason in dropped.values():
         report.count_dropped(DROPPED_TEMPLATE if reason.startswith(DROPPED_TEMPLATE) else reason)
-    return dropped
 
 
-def _shown(rows: Sequence, unit: str, progress: bool) -> Iterable:
-    if not progress:
-        return rows
-    from tqdm import tqdm
-
-    return tqdm(rows, desc="tokenising", unit=f" {unit}", mininterval=0.5)
+def _reported(
+    chunks: Iterable[tuple[int, Chunk]], num_rows: int, unit: str, report: ReadReport, progress: bool
+) -> Iterator[tuple[int, Any]]:
+    """The chunks' rows as they come, counted into the report and shown in the bar."""
+    with tqdm(total=num_rows, desc="tokenising", unit=f" {unit}", mininterval=0.5, disable=not progress) as bar:
+        for start, (encoded, num_chunk_rows, cut) in chunks:
+            for reason, count in cut.items():
+                report.count_cut(reason, count)
+            bar.update(num_chunk_rows)
+            yield start, encoded

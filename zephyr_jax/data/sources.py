@@ -82,8 +82,12 @@ def open_source(source: str) -> RowSource:
     Raises:
       InputError: there is no such source, split or package, or it has no rows.
     """
-    openers = {"hf": open_hugging_face, "tfds": open_tfds, "builtin": _open_builtin}
-    return openers.get(source.partition(":")[0], open_file)(source)
+    return _OPENERS.get(source.partition(":")[0], open_file)(source)
+
+
+def is_file(source: str) -> bool:
+    """Whether a source is the path of a file, going by its text."""
+    return source.partition(":")[0] not in _OPENERS
 
 
 def _open_builtin(source: str) -> RowSource:
@@ -99,6 +103,13 @@ def _open_builtin(source: str) -> RowSource:
         return pick(((f"{source}:{number}", row) for number, row in enumerate(rows, 1)), indices)
 
     return RowSource(source, len(rows), read)
+
+
+_OPENERS: dict[str, Callable[[str], RowSource]] = {
+    "hf": open_hugging_face,
+    "tfds": open_tfds,
+    "builtin": _open_builtin,
+}
 
 
 def choose_rows(num_rows: int, *, fraction: float, limit: int | None, seed: int, position: int) -> Sequence[int]:
@@ -149,9 +160,7 @@ def _read(
                     # Past the limit whatever follows: say so now, not after the rest of a large file.
                     if len(report.bad_rows) > MAX_BAD_ROWS_SHOWN and len(report.bad_rows) / num_chosen > max_bad_rows:
                         raise _too_many_bad_rows(names, report, max_bad_rows) from None
-    num_hidden = len(report.bad_rows) - MAX_BAD_ROWS_SHOWN
-    if num_hidden > 0:
-        tqdm.write(f"... and {num_hidden} more rows that cannot be used", file=sys.stderr)
+    _show_num_hidden(report)
     if report.num_rows and len(report.bad_rows) / report.num_rows > max_bad_rows:
         raise _too_many_bad_rows(names, report, max_bad_rows)
     if not records:
@@ -167,10 +176,27 @@ def _usable(row: dict[str, Any] | BadRow) -> dict[str, Any]:
     return row
 
 
+def show_bad_rows(report: ReadReport) -> None:
+    """Says on stderr what reading the rows of a report has said: the first bad ones, and how many there are more."""
+    for bad in report.bad_rows[:MAX_BAD_ROWS_SHOWN]:
+        _show_bad_row(bad)
+    _show_num_hidden(report)
+
+
 def _note_bad_row(report: ReadReport, bad: BadRow) -> None:
     report.bad_rows.append(bad)
     if len(report.bad_rows) <= MAX_BAD_ROWS_SHOWN:
-        tqdm.write(f"{bad.location}: {bad.reason}", file=sys.stderr)
+        _show_bad_row(bad)
+
+
+def _show_bad_row(bad: BadRow) -> None:
+    tqdm.write(f"{bad.location}: {bad.reason}", file=sys.stderr)
+
+
+def _show_num_hidden(report: ReadReport) -> None:
+    num_hidden = len(report.bad_rows) - MAX_BAD_ROWS_SHOWN
+    if num_hidden > 0:
+        tqdm.write(f"... and {num_hidden} more rows that cannot be used", file=sys.stderr)
 
 
 def _too_many_bad_rows(names: str, report: ReadReport, max_bad_rows: float) -> InputError:

@@ -10,13 +10,13 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 
 from zephyr_jax.data.encoded import EncodedPairs
 from zephyr_jax.data.loader import PairBatches
-from zephyr_jax.data.preparing import prepare_pairs
-from zephyr_jax.data.sources import read_pairs
+from zephyr_jax.data.tokenised import Keeping, TokenisedRows, load_pairs
 from zephyr_jax.model.mistral import ModelSettings, Params, abstract_params
 from zephyr_jax.recipe import Ddpo, Source
 from zephyr_jax.records import InputError, PreferencePair, ReadReport
@@ -65,36 +65,46 @@ def ddpo_options(run: Run) -> Ddpo:
     return options
 
 
-def load_ddpo_data(run: Run) -> DdpoData:
-    """Reads, checks and tokenises the stage's pairs.
+def load_ddpo_data(run: Run, *, keep: bool = True) -> DdpoData:
+    """Reads, checks and tokenises the stage's pairs, or finds them tokenised.
+
+    Args:
+      run: the run.
+      keep: whether what is tokenised is kept for the next time.
 
     Raises:
       InputError: a source cannot be read, too many rows are bad, or nothing usable is left.
     """
-    options = ddpo_options(run)
-    train, train_report, _ = _load(run, options.data.train)
-    if not options.data.eval:
-        return DdpoData(train, train_report, None, None, ())
-    evaluation, eval_report, rows = _load(run, options.data.eval)
-    return DdpoData(train, train_report, evaluation, eval_report, tuple(rows))
+    data = ddpo_options(run).data
+    train = _load(run, "train", data.train, keep=keep)
+    if not data.eval:
+        return DdpoData(train.encoded, train.report, None, None, ())
+    held_out = _load(run, "eval", data.eval, keep=keep)
+    assert held_out.records is not None  # asked for
+    return DdpoData(train.encoded, train.report, held_out.encoded, held_out.report, tuple(held_out.records))
 
 
-def _load(run: Run, sources: tuple[Source, ...]) -> tuple[EncodedPairs, ReadReport, list[PreferencePair]]:
+def _load(
+    run: Run, split: str, sources: tuple[Source, ...], *, keep: bool
+) -> TokenisedRows[PreferencePair, EncodedPairs]:
     options = ddpo_options(run)
-    rows, report = read_pairs(sources, seed=run.recipe.seed, max_bad_rows=options.max_bad_rows, progress=True)
-    encoded = prepare_pairs(
-        rows,
+    loaded = load_pairs(
+        sources,
         run.tokenizer,
+        name=f"ddpo {split}",
+        keeping=Keeping(Path(run.recipe.output_dir) / "tokenised", writes=keep),
+        seed=run.recipe.seed,
+        max_bad_rows=options.max_bad_rows,
         max_length=options.max_length,
         max_prompt_length=options.max_prompt_length,
         row_length=options.row_length if options.layout == "packed" else None,
-        report=report,
-        progress=True,
+        wants_records=split == "eval",
     )
-    if len(encoded) == 0:
-        names = ", ".join(source.source for source in sources)
-        raise InputError(f"{names}: no pair is left of {len(rows)} rows: {report.dropped}; raise ddpo.max_length")
-    return encoded, report, rows
+    if len(loaded.encoded) == 0:
+        names, report = ", ".join(source.source for source in sources), loaded.report
+        num_rows = report.num_rows - len(report.bad_rows)
+        raise InputError(f"{names}: no pair is left of {num_rows} rows: {report.dropped}; raise ddpo.max_length")
+    return loaded
 
 
 def ddpo_batches(run: Run, pairs: EncodedPairs) -> PairBatches:

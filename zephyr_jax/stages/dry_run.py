@@ -20,7 +20,7 @@ SHOWN_CHARACTERS = 1200
 def describe_stage(run: Run, stage: str) -> str:
     """The stage in a few lines, with its first example: `[[...]]` marks what it learns from."""
     if stage == "dsft":
-        data = load_dsft_data(run)
+        data = load_dsft_data(run, keep=False)
         ids, is_target = data.train[0]
         return "\n".join(
             [
@@ -29,7 +29,7 @@ def describe_stage(run: Run, stage: str) -> str:
                 _indented(_marked(run, ids, is_target)),
             ]
         )
-    pairs = load_ddpo_data(run)
+    pairs = load_ddpo_data(run, keep=False)
     prompt, chosen, rejected = pairs.train[0]
     return "\n".join(
         [

@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 from zephyr_jax.data.encoded import EncodedConversations
 from zephyr_jax.data.loader import SftBatches
-from zephyr_jax.data.preparing import prepare_conversations
-from zephyr_jax.data.sources import read_conversations
+from zephyr_jax.data.tokenised import Keeping, TokenisedRows, load_conversations
 from zephyr_jax.model.mistral import Params, abstract_params
 from zephyr_jax.recipe import Dsft, Source
 from zephyr_jax.records import Conversation, InputError, ReadReport
@@ -45,35 +45,45 @@ def dsft_options(run: Run) -> Dsft:
     return options
 
 
-def load_dsft_data(run: Run) -> DsftData:
-    """Reads, checks and tokenises the stage's dialogues.
+def load_dsft_data(run: Run, *, keep: bool = True) -> DsftData:
+    """Reads, checks and tokenises the stage's dialogues, or finds them tokenised.
+
+    Args:
+      run: the run.
+      keep: whether what is tokenised is kept for the next time.
 
     Raises:
       InputError: a source cannot be read, too many rows are bad, or nothing usable is left.
     """
-    options = dsft_options(run)
-    train, train_report, _ = _load(run, options.data.train)
-    if not options.data.eval:
-        return DsftData(train, train_report, None, None, ())
-    evaluation, eval_report, rows = _load(run, options.data.eval)
-    return DsftData(train, train_report, evaluation, eval_report, tuple(rows))
+    data = dsft_options(run).data
+    train = _load(run, "train", data.train, keep=keep)
+    if not data.eval:
+        return DsftData(train.encoded, train.report, None, None, ())
+    held_out = _load(run, "eval", data.eval, keep=keep)
+    assert held_out.records is not None  # asked for
+    return DsftData(train.encoded, train.report, held_out.encoded, held_out.report, tuple(held_out.records))
 
 
-def _load(run: Run, sources: tuple[Source, ...]) -> tuple[EncodedConversations, ReadReport, list[Conversation]]:
+def _load(
+    run: Run, split: str, sources: tuple[Source, ...], *, keep: bool
+) -> TokenisedRows[Conversation, EncodedConversations]:
     options = dsft_options(run)
-    rows, report = read_conversations(sources, seed=run.recipe.seed, max_bad_rows=options.max_bad_rows, progress=True)
-    encoded = prepare_conversations(
-        rows,
+    loaded = load_conversations(
+        sources,
         run.tokenizer,
+        name=f"dsft {split}",
+        keeping=Keeping(Path(run.recipe.output_dir) / "tokenised", writes=keep),
+        seed=run.recipe.seed,
+        max_bad_rows=options.max_bad_rows,
         max_length=options.max_length,
         loss_on=options.loss_on,
-        report=report,
-        progress=True,
+        wants_records=split == "eval",
     )
-    if len(encoded) == 0:
-        names = ", ".join(source.source for source in sources)
-        raise InputError(f"{names}: no dialogue is left of {len(rows)} rows: {report.dropped}; raise dsft.max_length")
-    return encoded, report, rows
+    if len(loaded.encoded) == 0:
+        names, report = ", ".join(source.source for source in sources), loaded.report
+        num_rows = report.num_rows - len(report.bad_rows)
+        raise InputError(f"{names}: no dialogue is left of {num_rows} rows: {report.dropped}; raise dsft.max_length")
+    return loaded
 
 
 def dsft_batches(run: Run, data: DsftData) -> SftBatches:
