@@ -4,7 +4,7 @@
 
 The file's rows are repeated up to --rows in a temporary file. One JSON line on stdout: rows per second in one process
 and in --workers, what a warm start takes, and what both together would take for 200 000 such rows on 16 cores:
-extrapolated, reading as one process and tokenising as sixteen at the rate per process measured here.
+extrapolated, reading as one process and tokenising as sixteen at the rate per process measured here, start included.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import argparse
 import itertools
 import json
 import os
+import platform
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,7 @@ def measure(data: Path, *, kind: str, tokenizer_name: str, num_rows: int, num_wo
         size = path.stat().st_size
     per_process = len(rows) / seconds[num_workers] / num_workers
     return {
+        "machine": {"cpus": os.cpu_count(), "python": platform.python_version(), "tokenizers": version("tokenizers")},
         "kind": kind,
         "tokenizer": tokenizer_name,
         "rows": len(rows),
@@ -75,6 +78,7 @@ def measure(data: Path, *, kind: str, tokenizer_name: str, num_rows: int, num_wo
         "reading_rows_per_second": round(len(rows) / reading),
         "tokenising_rows_per_second": {str(workers): round(len(rows) / took) for workers, took in seconds.items()},
         "cold_rows_per_second": {str(w): round(len(rows) / (reading + took)) for w, took in seconds.items()},
+        "tokens_per_second_per_process": round(per_process * len(encoded.ids) / len(rows)),
         "warm_rows_per_second": round(len(rows) / warm_seconds),
         "extrapolated_seconds_200k_rows_16_cores": round(200_000 * (reading / len(rows) + 1 / per_process / 16)),
     }

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from benchmarks import dpo_vs_peers, reference_vs_trl, sft_vs_trl, side_by_side
+from benchmarks import dpo_vs_peers, reference_vs_trl, sft_vs_trl, side_by_side, tokenising
 from zephyr_jax.recipe import load_recipe
 
 TUNED = "trl, malloc tuned"
@@ -178,3 +178,18 @@ def test_every_worker_of_trl_shows_its_help(module, monkeypatch, capsys):
 def test_the_worker_of_tunix_shows_its_help(monkeypatch, capsys):
     pytest.importorskip("tunix", reason="needs the environment named in benchmarks/peers/tunix_dpo.py")
     assert _shows_help("peers.tunix_dpo", monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("kind", ["chats", "pairs"])
+def test_tokenising_is_measured_in_one_process_and_in_two(kind, tmp_path):
+    turns = [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "A."}]
+    row = {"messages": turns} if kind == "chats" else {"prompt": "Q?", "chosen": "A.", "rejected": "B."}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    figures = tokenising.measure(
+        tmp_path / "rows.jsonl", kind=kind, tokenizer_name="builtin:bytes", num_rows=300, num_workers=2
+    )
+    assert figures["rows"] == 300 and set(figures["tokenising_rows_per_second"]) == {"1", "2"}
+    assert json.loads(json.dumps(figures)) == figures
+    rates = figures["reading_rows_per_second"], figures["tokenising_rows_per_second"]["2"]
+    wanted = 200_000 * (1 / rates[0] + 2 / rates[1] / 16)
+    assert figures["extrapolated_seconds_200k_rows_16_cores"] == pytest.approx(wanted, rel=0.05, abs=1)

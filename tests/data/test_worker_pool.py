@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,6 +88,37 @@ class _Kill:
 
     def __reduce__(self):
         return os._exit, (3,)
+
+
+def hold_a_lock(chunk: list[int], folder: str) -> None:
+    """Locks a file for as long as the process lives, then takes its time."""
+    file = open(Path(folder) / str(chunk[0]), "w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    (Path(folder) / f"{chunk[0]}.begun").touch()
+    time.sleep(120)
+
+
+def test_no_process_outlives_a_killed_parent(tmp_path, repository):
+    program = (
+        "from zephyr_jax.data.worker_pool import map_chunks; from tests.data.test_worker_pool import hold_a_lock; "
+        f"list(map_chunks(hold_a_lock, range(512), shared=({str(tmp_path)!r},), num_workers=2))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=repository)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("*.begun"))) < 2:
+        assert time.monotonic() < deadline and parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    for name in ("0", "256"):
+        with (tmp_path / name).open() as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    assert time.monotonic() < deadline, "a worker lives on"
+                    time.sleep(0.05)
 
 
 def test_small_work_is_done_here_and_large_work_takes_no_more_than_the_cpus_allowed(monkeypatch):

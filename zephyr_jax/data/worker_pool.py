@@ -66,7 +66,8 @@ def map_chunks(
         yield from zip(starts, executor.map(_work_on, chunks), strict=True)
     except BrokenProcessPool as error:
         raise RuntimeError(
-            f"a worker process ended abruptly: killed, or out of memory ({num_workers} of them were at work)"
+            f"a worker process ended abruptly ({num_workers} of them were at work): killed, out of memory, or started "
+            "by a script of yours that lacks `if __name__ == '__main__':`"
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
