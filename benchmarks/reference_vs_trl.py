@@ -125,7 +125,7 @@ def table(report: dict[str, Any]) -> str:
         ]
         for name, side in sides.items()
     ]
-    header = ["", "seconds: median (least to most)", "over ours", "pairs/s", "response tokens/s", "peak GB"]
+    header = ["", "seconds: median (least to most)", "its time / ours", "pairs/s", "response tokens/s", "peak GB"]
     header.append("largest difference of a log-prob, nats")
     return "\n".join(
         [

@@ -62,6 +62,17 @@ def test_tunix_is_compared_with_our_pass_and_our_reference_pass_together():
     assert "our reference pass of 1.5 s together" in dpo_vs_peers.table(report)
 
 
+def test_tunix_in_bfloat16_is_held_to_our_losses_before_the_first_update_alone():
+    arguments = argparse.Namespace(**(vars(DPO) | {"dtype": "bfloat16"}))
+    turns = _dpo_turns()
+    turns["tunix"] = [{"losses": [0.75, 0.65, 9.0, 9.0]}]
+    dpo_vs_peers.check_same_work(arguments, turns, WORK)
+    for losses in ([0.75, 0.45, 0.7, 0.7], [0.7] * 3):
+        turns["tunix"] = [{"losses": losses}]
+        with pytest.raises(SystemExit, match="losses of tunix.*not the same work"):
+            dpo_vs_peers.check_same_work(arguments, turns, WORK)
+
+
 @pytest.mark.parametrize("losses", [[0.7] * 5, [0.7] * 5 + [0.702], [0.7] * 5 + [float("nan")]])
 def test_sides_that_did_other_work_end_the_program(losses):
     turns = _dpo_turns()
