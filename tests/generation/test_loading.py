@@ -22,9 +22,9 @@ def folder(tmp_path_factory):
 
 def test_weights_come_in_the_compute_dtype_onto_all_devices(folder):
     model = open_answer_model(str(folder), dtype="bfloat16").load()
-    leaf = model.params["layers"]["mlp"]["gate"]
+    leaf = model.params.layers[0].gate_up[0]
     assert leaf.dtype == "bfloat16" and len(leaf.sharding.device_set) == len(jax.devices())
-    assert model.params["final_norm"]["scale"].dtype == "float32"
+    assert model.params.final_norm.dtype == "float32"
     assert model.settings_text().startswith(f"bfloat16 on {len(jax.devices())} x ")
 
 

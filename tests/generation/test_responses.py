@@ -10,7 +10,8 @@ import pytest
 
 from tests.generation.random_models import SETTINGS, SHAPE, make_params, make_prompts
 from zephyr_jax import recipe, sharding
-from zephyr_jax.generation import responses
+from zephyr_jax.generation import decoding, responses
+from zephyr_jax.generation.decoding import Decoding, admit, decode, make_room
 from zephyr_jax.generation.responses import Response, generate_responses, iterate_responses, padded_length
 from zephyr_jax.model.mistral import PARTITION_RULES, abstract_params
 from zephyr_jax.records import InputError
@@ -53,19 +54,35 @@ def test_an_answer_has_neither_its_stop_token_nor_more_tokens_than_allowed(answe
     assert {finish_reason for _, finish_reason in answers} == {"stop", "length"}
 
 
-def test_batches_go_from_short_to_long(monkeypatch):
-    """Lengths 3, 3 | 11, 20 | 33: two shapes for three batches, and the last row alone twice."""
-    seen = []
+def test_rows_are_taken_from_short_to_long_and_refilled(monkeypatch):
+    """Lengths 3, 3 | 11 | 20 | 33: two rows at first, then one at a time; the ring grows once, for the last prompt."""
+    admitted, room = [], []
 
-    def record(params, prompts_BP, *, lengths_B, row_indexes_B, max_new_tokens, **_):
-        seen.append((prompts_BP.shape, lengths_B.tolist(), row_indexes_B.tolist()))
-        rows = len(prompts_BP)
-        return np.zeros((rows, max_new_tokens), np.int32), np.zeros(rows, np.int32), np.ones(rows, bool)
+    def record_admit(params, state, *, prompts_NP, lengths_N, **arguments):
+        admitted.append((prompts_NP.shape, lengths_N.tolist(), arguments["indexes_N"].tolist()))
+        return decoding.admit(params, state, prompts_NP=prompts_NP, lengths_N=lengths_N, **arguments)
 
-    monkeypatch.setattr(responses, "generate_batch", record)
+    def record_room(state, *, decoding: Decoding, prompt_tokens: int):
+        room.append(prompt_tokens)
+        return make_room(state, decoding=decoding, prompt_tokens=prompt_tokens)
+
+    monkeypatch.setattr(responses, "admit", record_admit)
+    monkeypatch.setattr(responses, "make_room", record_room)
     batches = list(iterate_responses(make_params(), PROMPTS, **OPTIONS))
-    assert seen == [((2, 32), [3, 3], [1, 3]), ((2, 32), [11, 20], [4, 0]), ((2, 64), [33, 33], [2, 2])]
-    assert [list(batch) for batch in batches] == [[1, 3], [4, 0], [2]]
+    assert admitted[0] == ((2, 32), [3, 3], [1, 3])
+    assert [entry for entry in admitted[1:] if entry[0] == (1, 32)] == [((1, 32), [11], [4]), ((1, 32), [20], [0])]
+    assert admitted[3:] == [((1, 64), [33], [2])] and room == [64]
+    assert sorted(index for batch in batches for index in batch) == [0, 1, 2, 3, 4]
+
+
+def test_many_prompts_of_uneven_answers_need_few_compilations():
+    """30 prompts of two padded lengths in 8 rows: admitted 8 and 2 at a time, decoded in rings of two sizes."""
+    prompts = make_prompts(*range(4, 34)[::-1])
+    options = OPTIONS | {"batch_size": 8, "max_new_tokens": 9}
+    before = admit._cache_size(), decode._cache_size()
+    answers = generate_responses(make_params(), prompts, **options)
+    assert len({len(answer.ids) for answer in answers}) > 3
+    assert admit._cache_size() - before[0] <= 3 and decode._cache_size() - before[1] <= 2
 
 
 def test_every_prompt_of_a_text_up_to_2048_tokens_is_padded_to_one_of_seven_lengths():

@@ -17,8 +17,6 @@ from zephyr_jax.model.mistral import (
     cast_params,
     head_matrix,
     hidden_states,
-    hidden_states_cached,
-    init_cache,
     init_params,
     rotary_angles,
     rotate,
@@ -304,41 +302,6 @@ def test_a_frequent_token_has_its_gradient_summed_in_float32():
     np.testing.assert_allclose(gradient(600), 600 * gradient(1), rtol=2e-2)
     # XLA for CPUs widens such sums by itself, which other devices do not, so the program is looked at too.
     assert "f32[64,32] = scatter-add" in str(jax.make_jaxpr(jax.grad(make_total(600)))(params["embedding"]))
-
-
-@pytest.mark.parametrize("window", [None, 5])
-def test_prefill_and_decode_equal_the_full_forward(window):
-    """Prompts of 7, 3 and 9 tokens right-padded to 9; the first 4 slots in one piece, 5 in a second, then 6 singly.
-
-    Token t after a prompt of n stands at slot 9 + t for every row, at position n + t.
-    """
-    shape = make_shape(sliding_window=window)
-    params, lengths = make_params(shape), (7, 3, 9)
-    texts = make_prompts(*(length + 6 for length in lengths))
-    tokens, positions, segments = (np.zeros((3, 15), np.int32) for _ in range(3))
-    for row, (text, length) in enumerate(zip(texts, lengths, strict=True)):
-        slots = [*range(length), *range(9, 15)]
-        tokens[row, slots], positions[row, slots], segments[row, slots] = text, np.arange(length + 6), 1
-
-    cache = init_cache(shape, 3, length=16, dtype="float32")
-    step = jax.jit(hidden_states_cached, static_argnames=("shape", "settings"))
-    pieces = []
-    for first, last in [(0, 4), (4, 9), *((slot, slot + 1) for slot in range(9, 15))]:
-        part = slice(first, last)
-        hidden, cache = step(
-            params,
-            tokens[:, part],
-            cache,
-            shape=shape,
-            settings=SETTINGS,
-            positions_BT=positions[:, part],
-            segments_BT=segments[:, part],
-            slot=first,
-        )
-        pieces.append(hidden)
-    cached = np.concatenate(pieces, axis=1)
-    for row, text in enumerate(texts):
-        np.testing.assert_allclose(cached[row, segments[row] == 1], _forward([text], shape=shape)[0], atol=1e-5)
 
 
 def _leaves(tree):

@@ -71,7 +71,8 @@ def test_greedy_answers_of_small_models_equal_transformers(model: small_models.S
 def test_greedy_answers_of_smollm2_equal_transformers():
     model = open_answer_model("builtin:smollm2-135m-instruct", dtype="float32", num_devices=1).load()
     prompts = [model.encode([{"role": "user", "content": text}], max_new_tokens=NUM_NEW) for text in QUESTIONS]
-    (ours,) = model.answer(prompts, options=GenerationOptions(NUM_NEW), row_indexes=range(3), batch_size=3)
+    ended = model.answer(prompts, options=GenerationOptions(NUM_NEW), row_indexes=range(3), batch_size=3)
+    ours = {index: answer for answers in ended for index, answer in answers.items()}
     theirs, tokenizer = torch_smollm2.load_smollm2(), torch_smollm2.load_smollm2_tokenizer()
     for index, text in enumerate(QUESTIONS):
         asked = tokenizer.apply_chat_template(

@@ -1,160 +1,223 @@
-"""One batch of prompts to one batch of responses in one compiled program: prefill, then a loop on the device.
+"""Rows decoded side by side on the device: prompts are admitted into rows, a loop runs until enough rows have ended.
 
-Not here: forming batches of many prompts (responses.py), the choice of a token (sampling.py), text.
+Three compiled programs and their state. The host comes in only where rows end, never between two tokens. Not here:
+which prompt goes where (responses.py), the choice of a token (sampling.py), the layers (model/decoder.py).
 
-Dimensions: B batch, P padded prompt, T response, S cache slots (P + T), D model, V vocabulary.
+Dimensions: B rows, N admitted prompts, P padded prompt, T response, S ring slots, D model, V vocabulary.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from zephyr_jax.generation.sampling import Sampling, make_row_keys, sample_tokens
-from zephyr_jax.model.mistral import (
-    KVCache,
-    ModelSettings,
-    cast_params,
-    head_matrix,
-    hidden_states_cached,
-    init_cache,
+from zephyr_jax.model.decoder import (
+    DecoderParams,
+    Ring,
+    decode_step,
+    init_ring,
+    logits,
+    prefill,
+    put_rows,
+    resize_ring,
+    ring_length,
 )
 from zephyr_jax.recipe import ModelShape
-
-# Longer prompts are prefilled piece by piece: attention scores are then [piece, S] and never [P, S].
-PREFILL_PIECE_TOKENS = 512
+from zephyr_jax.sharding import ROW_AXES
 
 
-class Decoded(NamedTuple):
-    """Responses of a batch.
+class Decoding(NamedTuple):
+    """What is the same for all rows of a run.
 
     Attributes:
-      tokens_BT: token ids, 0 from the stop token on.
-      num_tokens_B: tokens of each response, the stop token not counted.
-      stopped_B: whether the response ended with a stop token, else it was cut by its length.
-    """
-
-    tokens_BT: jax.Array
-    num_tokens_B: jax.Array
-    stopped_B: jax.Array
-
-
-class _Progress(NamedTuple):
-    """What goes round the loop; `step` tokens are chosen, the last of which is not in the cache yet."""
-
-    step: jax.Array
-    last_token_B: jax.Array
-    decoded: Decoded
-    cache: KVCache
-
-
-@functools.partial(
-    jax.jit, static_argnames=("shape", "settings", "sampling", "stop_ids", "max_new_tokens", "result_sharding")
-)
-def generate_batch(
-    params: dict[str, Any],
-    prompts_BP: jax.Array,
-    *,
-    lengths_B: jax.Array,
-    row_indexes_B: jax.Array,
-    seed: jax.Array | int,
-    shape: ModelShape,
-    settings: ModelSettings,
-    sampling: Sampling,
-    stop_ids: tuple[int, ...],
-    max_new_tokens: int,
-    result_sharding: jax.sharding.Sharding | None = None,
-) -> Decoded:
-    """Answers a batch of prompts; ends early when every row has stopped.
-
-    Args:
-      params: the parameter tree, float32 or already cast.
-      prompts_BP: prompts padded on the right; P is at most PREFILL_PIECE_TOKENS or a multiple of it.
-      lengths_B: number of tokens of each prompt, 1 or more.
-      row_indexes_B: each row's index in the whole input, for its random numbers.
-      seed: of the random numbers.
       shape: the model's shape.
-      settings: the compute dtype is taken; attention is always xla here, as queries and keys are not the same tokens.
+      compute_dtype: of weights and activations.
       sampling: greedy, or temperature and top-p.
       stop_ids: ids that end a response; none: every response has full length.
       max_new_tokens: T, 1 or more.
-      result_sharding: how the result lies; on several processes it must be on all of them to be read.
+    """
+
+    shape: ModelShape
+    compute_dtype: str
+    sampling: Sampling
+    stop_ids: tuple[int, ...]
+    max_new_tokens: int
+
+
+class Rows(NamedTuple):
+    """Where each row stands.
+
+    Attributes:
+      token_B: the last token, which the ring does not have yet.
+      position_B: its position.
+      tokens_BT: the response so far, 0 behind it; a stop token is no part of it.
+      num_tokens_B: its length.
+      ended_B: whether nothing comes any more; an empty row has ended.
+      stopped_B: whether it ended with a stop token.
+      index_B: the row's index in the whole input, for its random numbers; uint32.
+    """
+
+    token_B: jax.Array
+    position_B: jax.Array
+    tokens_BT: jax.Array
+    num_tokens_B: jax.Array
+    ended_B: jax.Array
+    stopped_B: jax.Array
+    index_B: jax.Array
+
+
+class State(NamedTuple):
+    """Rows and the ring of their keys and values."""
+
+    rows: Rows
+    ring: Ring
+
+
+class Responses(NamedTuple):
+    """What the host reads: see Rows; on several processes each has all of it."""
+
+    tokens_BT: jax.Array
+    num_tokens_B: jax.Array
+    ended_B: jax.Array
+    stopped_B: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("decoding", "num_rows", "prompt_tokens"))
+def empty_state(*, decoding: Decoding, num_rows: int, prompt_tokens: int) -> State:
+    """Rows that are all empty, for prompts of up to `prompt_tokens`."""
+    length = ring_length(decoding.shape, prompt_tokens + decoding.max_new_tokens)
+    ring = init_ring(decoding.shape, num_rows, length=length, compute_dtype=decoding.compute_dtype)
+    return _by_rows(State(_empty_rows(decoding, num_rows), ring))
+
+
+def _empty_rows(decoding: Decoding, num_rows: int) -> Rows:
+    zeros_B, false_B = jnp.zeros((num_rows,), jnp.int32), jnp.zeros((num_rows,), bool)
+    tokens_BT = jnp.zeros((num_rows, decoding.max_new_tokens), jnp.int32)
+    return Rows(zeros_B, zeros_B, tokens_BT, zeros_B, ~false_B, false_B, zeros_B.astype(jnp.uint32))
+
+
+@functools.partial(jax.jit, static_argnames=("decoding", "prompt_tokens"))
+def make_room(state: State, *, decoding: Decoding, prompt_tokens: int) -> State:
+    """The same rows with a ring for prompts of up to `prompt_tokens`."""
+    length = ring_length(decoding.shape, prompt_tokens + decoding.max_new_tokens)
+    return _by_rows(State(state.rows, resize_ring(state.ring, length)))
+
+
+@functools.partial(jax.jit, static_argnames=("decoding",), donate_argnames=("state",))
+def admit(
+    params: DecoderParams,
+    state: State,
+    *,
+    prompts_NP: jax.Array,
+    lengths_N: jax.Array,
+    rows_N: jax.Array,
+    indexes_N: jax.Array,
+    seed: jax.Array | int,
+    decoding: Decoding,
+) -> State:
+    """Reads prompts and begins their responses, in the places of rows that have ended.
+
+    Args:
+      params: from prepare_params.
+      state: the rows; not to be used again.
+      prompts_NP: prompts padded on the left; P is at most PREFILL_PIECE_TOKENS or a multiple of it.
+      lengths_N: tokens of each prompt, 1 or more.
+      rows_N: the row that each prompt comes into, all different; B or more: the prompt is there to fill the shape only.
+      indexes_N: each prompt's index in the whole input, for its random numbers.
+      seed: of the random numbers.
+      decoding: the run.
 
     Returns:
-      The responses.
+      The rows, each new one with its first token chosen.
     """
-    B, P = prompts_BP.shape
-    settings = settings._replace(attention="xla", remat="none")
-    # Cast here and not in the loop: each step then reads weights of the compute dtype only.
-    params = cast_params(params, settings.compute_dtype)
-    head_DV = head_matrix(params, shape)
-    keys_B = make_row_keys(seed, row_indexes_B)
-    forward = functools.partial(hidden_states_cached, params, shape=shape, settings=settings)
+    length = state.ring.keys[0].shape[-1]
+    hidden_ND, filled = prefill(params, prompts_NP, lengths_B=lengths_N, shape=decoding.shape, length=length)
+    token_N = sample_tokens(
+        logits(params, hidden_ND), make_row_keys(seed, indexes_N), step=0, sampling=decoding.sampling
+    )
+    new = _empty_rows(decoding, len(rows_N))
+    new = new._replace(token_B=token_N, position_B=lengths_N, ended_B=~new.ended_B, index_B=indexes_N)
+    new = _record(new, token_N, decoding=decoding)
+    rows = jax.tree.map(lambda old, row: old.at[rows_N].set(row, mode="drop"), state.rows, new)
+    return _by_rows(State(rows, put_rows(state.ring, filled, rows_N)))
 
-    def choose(hidden_BD: jax.Array, step: jax.Array | int) -> jax.Array:
-        logits_BV = jnp.einsum("BD,DV->BV", hidden_BD, head_DV, preferred_element_type=jnp.float32)
-        return sample_tokens(logits_BV, keys_B, step=step, sampling=sampling)
 
-    def record(decoded: Decoded, token_B: jax.Array, step: jax.Array | int) -> Decoded:
-        stopped_B = decoded.stopped_B | jnp.isin(token_B, jnp.asarray(stop_ids, jnp.int32))
-        kept_B = jnp.where(stopped_B, 0, token_B)
-        return Decoded(
-            jax.lax.dynamic_update_slice_in_dim(decoded.tokens_BT, kept_B[:, None], step, axis=1),
-            decoded.num_tokens_B + ~stopped_B,
-            stopped_B,
+@functools.partial(jax.jit, static_argnames=("decoding", "result_sharding"), donate_argnames=("state",))
+def decode(
+    params: DecoderParams,
+    state: State,
+    *,
+    num_ended: jax.Array | int,
+    seed: jax.Array | int,
+    decoding: Decoding,
+    result_sharding: jax.sharding.Sharding | None = None,
+) -> tuple[State, Responses]:
+    """Goes on with all rows until `num_ended` of them have ended.
+
+    Args:
+      params: from prepare_params.
+      state: the rows; not to be used again.
+      num_ended: rows that are empty are among them, and those that ended as they were admitted.
+      seed: of the random numbers.
+      decoding: the run.
+      result_sharding: how what the host reads lies; on several processes it must be on all of them.
+
+    Returns:
+      The rows, and what the host reads of them.
+    """
+    keys_B = make_row_keys(seed, state.rows.index_B)
+
+    def unfinished(state: State) -> jax.Array:
+        return jnp.sum(state.rows.ended_B) < num_ended
+
+    def advance(state: State) -> State:
+        rows = state.rows
+        hidden_BD, ring = decode_step(
+            params, rows.token_B, state.ring, positions_B=rows.position_B, shape=decoding.shape
         )
+        # A row that goes on has all its tokens in its response: their number is that of the next one.
+        token_B = sample_tokens(logits(params, hidden_BD), keys_B, step=rows.num_tokens_B, sampling=decoding.sampling)
+        rows = rows._replace(position_B=rows.position_B + ~rows.ended_B)
+        return State(_record(rows, token_B, decoding=decoding), ring)
 
-    def unfinished(progress: _Progress) -> jax.Array:
-        return (progress.step < max_new_tokens) & ~jnp.all(progress.decoded.stopped_B)
-
-    def advance(progress: _Progress) -> _Progress:
-        # A row that has stopped goes on with the others and is not recorded.
-        step, token_B1 = progress.step, progress.last_token_B[:, None]
-        hidden_B1D, cache = forward(
-            token_B1,
-            progress.cache,
-            positions_BT=(lengths_B + step - 1)[:, None],
-            segments_BT=jnp.ones_like(token_B1),
-            slot=P + step - 1,
-        )
-        token_B = choose(hidden_B1D[:, 0], step)
-        return _Progress(step + 1, token_B, record(progress.decoded, token_B, step), cache)
-
-    cache = init_cache(shape, B, length=P + max_new_tokens, dtype=settings.compute_dtype)
-    last_hidden_BD, cache = _prefill(forward, prompts_BP, cache, lengths_B=lengths_B)
-    nothing = Decoded(jnp.zeros((B, max_new_tokens), jnp.int32), jnp.zeros((B,), jnp.int32), jnp.zeros((B,), bool))
-    token_B = choose(last_hidden_BD, 0)
-    first = _Progress(jnp.ones((), jnp.int32), token_B, record(nothing, token_B, 0), cache)
-    decoded = jax.lax.while_loop(unfinished, advance, first).decoded
-    return decoded if result_sharding is None else jax.lax.with_sharding_constraint(decoded, result_sharding)
+    state = _by_rows(jax.lax.while_loop(unfinished, advance, state))
+    rows = state.rows
+    responses = Responses(rows.tokens_BT, rows.num_tokens_B, rows.ended_B, rows.stopped_B)
+    if result_sharding is not None:
+        responses = jax.lax.with_sharding_constraint(responses, result_sharding)
+    return state, responses
 
 
-def _prefill(
-    forward: Callable[..., tuple[jax.Array, KVCache]], prompts_BP: jax.Array, cache: KVCache, *, lengths_B: jax.Array
-) -> tuple[jax.Array, KVCache]:
-    """Writes the prompts into the cache; returns the hidden state [B, D] of each prompt's last token."""
-    P = prompts_BP.shape[1]
-    piece = min(P, PREFILL_PIECE_TOKENS)
-    assert P % piece == 0, f"prompts padded to {P} tokens, not a multiple of {piece}"
+def _record(rows: Rows, token_B: jax.Array, *, decoding: Decoding) -> Rows:
+    """Puts the next token at the end of the rows that go on; they end with a stop token or at full length."""
+    is_stop_B = jnp.isin(token_B, jnp.asarray(decoding.stop_ids, jnp.int32)) & ~rows.ended_B
+    is_kept_B = ~is_stop_B & ~rows.ended_B
+    places_T = jnp.arange(decoding.max_new_tokens, dtype=jnp.int32)
+    is_here_BT = is_kept_B[:, None] & (places_T == rows.num_tokens_B[:, None])
+    num_tokens_B = rows.num_tokens_B + is_kept_B
+    return rows._replace(
+        token_B=token_B,
+        tokens_BT=jnp.where(is_here_BT, token_B[:, None], rows.tokens_BT),
+        num_tokens_B=num_tokens_B,
+        ended_B=rows.ended_B | is_stop_B | (num_tokens_B >= decoding.max_new_tokens),
+        stopped_B=rows.stopped_B | is_stop_B,
+    )
 
-    def add_piece(cache: KVCache, start: jax.Array) -> tuple[KVCache, jax.Array]:
-        positions_T = start + jnp.arange(piece, dtype=jnp.int32)
-        is_token_BT = positions_T < lengths_B[:, None]
-        hidden_BTD, cache = forward(
-            jax.lax.dynamic_slice_in_dim(prompts_BP, start, piece, axis=1),
-            cache,
-            positions_BT=jnp.broadcast_to(positions_T, is_token_BT.shape),
-            segments_BT=is_token_BT.astype(jnp.int32),
-            slot=start,
-        )
-        # The prompt's last token where it is in this piece, else any: the caller knows which piece it is in.
-        last_B11 = jnp.clip(lengths_B - 1 - start, 0, piece - 1)[:, None, None]
-        return cache, jnp.take_along_axis(hidden_BTD, last_B11, axis=1)[:, 0]
 
-    cache, hidden_nBD = jax.lax.scan(add_piece, cache, jnp.arange(0, P, piece, dtype=jnp.int32))
-    piece_of_last_1B1 = ((lengths_B - 1) // piece)[None, :, None]
-    return jnp.take_along_axis(hidden_nBD, piece_of_last_1B1, axis=0)[0], cache
+def _by_rows(state: State) -> State:
+    """Keeps each device's rows with it."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return state
+
+    def constrain(array: jax.Array) -> jax.Array:
+        if array.ndim == 0:
+            return jax.lax.with_sharding_constraint(array, PartitionSpec())
+        free = (PartitionSpec.UNCONSTRAINED,) * (array.ndim - 1)
+        return jax.lax.with_sharding_constraint(array, PartitionSpec(ROW_AXES, *free))
+
+    return jax.tree.map(constrain, state)

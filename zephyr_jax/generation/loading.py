@@ -18,7 +18,8 @@ from zephyr_jax.data.chat import ChatTokenizer, load_chat_tokenizer
 from zephyr_jax.generation.options import GenerationOptions
 from zephyr_jax.generation.responses import Response, iterate_responses
 from zephyr_jax.host_memory import keep_freed_memory
-from zephyr_jax.model.mistral import PARTITION_RULES, ModelSettings, abstract_params, cast_params
+from zephyr_jax.model.decoder import DecoderParams, prepare_params
+from zephyr_jax.model.mistral import PARTITION_RULES, ModelSettings, abstract_params
 from zephyr_jax.model.sources import open_weights
 from zephyr_jax.records import InputError, Message
 
@@ -36,7 +37,7 @@ class AnswerModel:
       settings: how the forward pass is computed.
       stop_ids: ids that end an answer: the model's own and those of the chat template.
       mesh: the devices.
-      params: the parameters in the compute dtype, None before `load`.
+      params: the parameters as decoding takes them, None before `load`.
     """
 
     source: WeightSource
@@ -44,7 +45,7 @@ class AnswerModel:
     settings: ModelSettings
     stop_ids: tuple[int, ...]
     mesh: jax.sharding.Mesh
-    params: dict[str, Any] | None = None
+    params: DecoderParams | None = None
 
     def load(self) -> AnswerModel:
         """Reads the weights; returns the model with its parameters."""
@@ -52,9 +53,9 @@ class AnswerModel:
         keep_compiled_programs()
         shardings = sharding.tree_shardings(abstract_params(self.source.shape), PARTITION_RULES, self.mesh)
         params = self.source.load_params(shardings)
-        # Cast once for good, instead of in every batch: the float32 tree is let go.
-        cast = jax.jit(cast_params, static_argnums=1, out_shardings=shardings)
-        return dataclasses.replace(self, params=cast(params, self.settings.compute_dtype))
+        # Once for good, instead of for every call: the tree is let go.
+        prepared = prepare_params(params, shape=self.source.shape, dtype=self.settings.compute_dtype, mesh=self.mesh)
+        return dataclasses.replace(self, params=prepared)
 
     def settings_text(self) -> str:
         """What it computes with, for people: `float32 on 1 x cpu`."""

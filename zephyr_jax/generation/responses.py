@@ -1,10 +1,11 @@
-"""Many prompts to many responses: batches of similar length, few different shapes, results in the order of the prompts.
+"""Many prompts to many responses: rows of similar length side by side, replaced as they end, in few different shapes.
 
-Not here: the compiled program (decoding.py), text and files (the commands).
+Not here: the compiled programs (decoding.py), text and files (the commands).
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -15,14 +16,17 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from zephyr_jax import sharding
-from zephyr_jax.generation.decoding import generate_batch
+from zephyr_jax.generation.decoding import Decoding, admit, decode, empty_state, make_room
 from zephyr_jax.generation.options import check_count, check_seed, check_temperature, check_top_p
 from zephyr_jax.generation.sampling import Sampling
-from zephyr_jax.model.mistral import ModelSettings
+from zephyr_jax.model.decoder import DecoderParams, prepare_params
+from zephyr_jax.model.mistral import ModelSettings, Params
 from zephyr_jax.recipe import ModelShape
 from zephyr_jax.records import InputError
 
 SMALLEST_PADDED_TOKENS = 32
+# A quarter of the rows is refilled at once: on average an eighth of them stands idle, and prefill has some width.
+REFILLS_PER_BATCH = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,11 +47,12 @@ def padded_length(num_tokens: int) -> int:
     return max(SMALLEST_PADDED_TOKENS, 1 << (num_tokens - 1).bit_length())
 
 
-def generate_responses(params: dict[str, Any], prompts: Sequence[np.ndarray], **options: Any) -> list[Response]:
+def generate_responses(params: Params | DecoderParams, prompts: Sequence[np.ndarray], **options: Any) -> list[Response]:
     """Answers prompts.
 
     Args:
-      params: the parameter tree, float32 or cast, on one device or sharded on `mesh`.
+      params: the parameter tree, float32 or cast, on one device or sharded on `mesh`; or prepare_params of it, which
+        is else done here.
       prompts: token ids, int [P_i], each of 1 or more.
       **options: see iterate_responses.
 
@@ -65,7 +70,7 @@ def generate_responses(params: dict[str, Any], prompts: Sequence[np.ndarray], **
 
 
 def iterate_responses(
-    params: dict[str, Any],
+    params: Params | DecoderParams,
     prompts: Sequence[np.ndarray],
     *,
     shape: ModelShape,
@@ -79,7 +84,7 @@ def iterate_responses(
     row_indexes: Sequence[int] | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Iterator[dict[int, Response]]:
-    """Answers prompts batch by batch, shortest prompts first.
+    """Answers prompts, shortest first; a row whose answer has ended takes the next prompt.
 
     Args:
       params: as in generate_responses.
@@ -88,8 +93,7 @@ def iterate_responses(
       settings: the compute dtype is taken; attention and remat are decoding's own.
       stop_ids: ids that end a response.
       max_new_tokens: most tokens of a response, 1 or more.
-      batch_size: rows decoded together; rounded up to a multiple of the mesh's row shards. The last batch is filled
-        by repeating one of its rows.
+      batch_size: rows decoded together; rounded up to a multiple of the mesh's row shards.
       temperature: 0 is greedy.
       top_p: in (0, 1].
       seed: of the random numbers.
@@ -97,7 +101,7 @@ def iterate_responses(
       mesh: the mesh that the parameters are sharded on; None: they lie on one device.
 
     Yields:
-      For each batch, index in `prompts` -> response.
+      The answers that have ended since, index in `prompts` -> response.
 
     Raises:
       InputError: a prompt is empty, or has ids that the model does not have; an option is out of its range.
@@ -109,39 +113,78 @@ def iterate_responses(
     check_count("batch_size", batch_size)
     for index, prompt in enumerate(prompts):
         _check_prompt(index, prompt, shape=shape)
-    rows = range(len(prompts)) if row_indexes is None else row_indexes
-    assert len(rows) == len(prompts), (len(rows), len(prompts))
-    if mesh is not None:
-        # Splitting rows evenly costs no device more than one of them would spend on the ungrouped rows.
-        batch_size += -batch_size % sharding.num_row_shards(mesh)
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        # Equal rows end together: the repeated ones never keep the batch waiting.
-        filled = chosen + chosen[-1:] * (batch_size - len(chosen))
-        lengths_B = np.array([len(prompts[index]) for index in filled], np.int32)
-        prompts_BP = np.zeros((batch_size, padded_length(int(lengths_B.max()))), np.int32)
-        for row, index in enumerate(filled):
-            prompts_BP[row, : lengths_B[row]] = prompts[index]
+    indexes = range(len(prompts)) if row_indexes is None else row_indexes
+    assert len(indexes) == len(prompts), (len(indexes), len(prompts))
+    if not prompts:
+        return
+    if not isinstance(params, DecoderParams):
+        params = prepare_params(params, shape=shape, dtype=settings.compute_dtype, mesh=mesh)
+    sampling = Sampling(float(temperature), float(top_p))
+    decoding = Decoding(shape, settings.compute_dtype, sampling, tuple(stop_ids), max_new_tokens)
+    shards = 1 if mesh is None else sharding.num_row_shards(mesh)
+    # Splitting rows evenly costs no device more than one of them would spend on the ungrouped rows.
+    batch_size += -batch_size % shards
+    refill_size = max(shards, batch_size // REFILLS_PER_BATCH // shards * shards)
+    waiting = collections.deque(sorted(range(len(prompts)), key=lambda index: len(prompts[index])))
+    answering: list[int | None] = [None] * batch_size  # row -> the prompt whose answer it holds
+    longest = padded_length(len(prompts[waiting[min(batch_size, len(waiting)) - 1]]))
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        state = empty_state(decoding=decoding, num_rows=batch_size, prompt_tokens=longest)
+    while waiting or any(index is not None for index in answering):
+        free = [row for row, index in enumerate(answering) if index is None]
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-            decoded = generate_batch(
+            while waiting and free:
+                # All rows at first, then a few at a time: two shapes, and no row waits long for others to end.
+                size = batch_size if len(free) == batch_size else refill_size
+                chosen = [waiting.popleft() for _ in range(min(size, len(free), len(waiting)))]
+                rows, free = free[: len(chosen)], free[len(chosen) :]
+                for row, index in zip(rows, chosen, strict=True):
+                    answering[row] = index
+                padded = padded_length(max(len(prompts[index]) for index in chosen))
+                if padded > longest:
+                    longest = padded
+                    state = make_room(state, decoding=decoding, prompt_tokens=longest)
+                admitted = _pad_prompts([prompts[index] for index in chosen], padded, size=size)
+                state = admit(
+                    params,
+                    state,
+                    prompts_NP=_place(admitted[0], mesh),
+                    lengths_N=_place(admitted[1], mesh),
+                    rows_N=_place(_filled(rows, size, batch_size, np.int32), mesh),
+                    indexes_N=_place(_filled([indexes[index] for index in chosen], size, 0, np.uint32), mesh),
+                    seed=np.uint32(seed),
+                    decoding=decoding,
+                )
+            state, responses = decode(
                 params,
-                _place(prompts_BP, mesh),
-                lengths_B=_place(lengths_B, mesh),
-                row_indexes_B=_place(np.array([rows[index] for index in filled], np.uint32), mesh),
+                state,
+                num_ended=np.int32(min(batch_size, answering.count(None) + refill_size)),
                 seed=np.uint32(seed),
-                shape=shape,
-                settings=settings,
-                sampling=Sampling(float(temperature), float(top_p)),
-                stop_ids=tuple(stop_ids),
-                max_new_tokens=max_new_tokens,
+                decoding=decoding,
                 result_sharding=None if mesh is None else sharding.replicated(mesh),
             )
-        tokens_BT, num_tokens_B, stopped_B = (np.asarray(array) for array in decoded)
-        yield {
-            index: Response(tokens_BT[row, : num_tokens_B[row]], "stop" if stopped_B[row] else "length")
-            for row, index in enumerate(chosen)
-        }
+        # Copied: the next call takes the state's memory.
+        tokens_BT, num_tokens_B, ended_B, stopped_B = (np.array(array) for array in responses)
+        ended: dict[int, Response] = {}
+        for row, asked in enumerate(answering):
+            if asked is not None and ended_B[row]:
+                reason: Literal["stop", "length"] = "stop" if stopped_B[row] else "length"
+                ended[asked] = Response(tokens_BT[row, : num_tokens_B[row]], reason)
+                answering[row] = None
+        yield ended
+
+
+def _pad_prompts(prompts: Sequence[np.ndarray], padded: int, *, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts padded on the left and their lengths; prompts of one token fill up to `size`."""
+    prompts_NP, lengths_N = np.zeros((size, padded), np.int32), np.ones((size,), np.int32)
+    for row, prompt in enumerate(prompts):
+        prompts_NP[row, padded - len(prompt) :] = prompt
+        lengths_N[row] = len(prompt)
+    return prompts_NP, lengths_N
+
+
+def _filled(values: Sequence[int], size: int, value: int, dtype: type) -> np.ndarray:
+    return np.array([*values, *[value] * (size - len(values))], dtype)
 
 
 def _place(array: np.ndarray, mesh: jax.sharding.Mesh | None) -> np.ndarray | jax.Array:

@@ -76,7 +76,7 @@ def sample_tokens(logits_BV: jax.Array, keys_B: jax.Array, *, step: jax.Array | 
     Args:
       logits_BV: logits of the next token, any float type.
       keys_B: from make_row_keys.
-      step: number of the token within the response, from 0.
+      step: number of the token within the response, from 0; of each row [B], or the same for all.
       sampling: greedy, or temperature and top-p.
 
     Returns:
@@ -89,5 +89,5 @@ def sample_tokens(logits_BV: jax.Array, keys_B: jax.Array, *, step: jax.Array | 
     scaled_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / sampling.temperature
     if sampling.top_p < 1:
         scaled_BV = keep_nucleus(scaled_BV, top_p=sampling.top_p)
-    step_keys_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, step)
+    step_keys_B = jax.vmap(jax.random.fold_in)(keys_B, jnp.broadcast_to(step, keys_B.shape))
     return jax.vmap(jax.random.categorical)(step_keys_B, scaled_BV).astype(jnp.int32)

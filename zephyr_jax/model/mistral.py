@@ -1,8 +1,8 @@
-"""Mistral, whole: parameters, layers, forward pass, cached forward pass, and how each parameter is sharded.
+"""Mistral, whole: parameters, layers, forward pass, and how each parameter is sharded.
 
 Llama-shaped models (SmolLM2) are the same model with no sliding window. Everything outside this folder sees a
-plain nested dict of parameters and the pure functions at the end. Not here: log-probs and losses (training/),
-reading and writing checkpoints of others (hf_weights.py).
+plain nested dict of parameters and the pure functions at the end. Not here: decoding with a cache (decoder.py),
+log-probs and losses (training/), reading and writing checkpoints of others (hf_weights.py).
 
 Dimensions: B batch, T query, S key, D model, F feed-forward, N heads, K key/value heads, H head size, V vocabulary,
 L layers.
@@ -58,28 +58,17 @@ class ModelSettings(NamedTuple):
     remat: str = "none"
 
 
-class KVCache(NamedTuple):
-    """Keys and values of past tokens, [L, B, S, K, H]; where they stand, int32 [B, S]; segment 0 is an empty slot."""
-
-    keys: jax.Array
-    values: jax.Array
-    positions: jax.Array
-    segments: jax.Array
-
-
 class Shared(NamedTuple):
     """What all layers of a forward pass share, computed once.
 
     Attributes:
-      query: coordinates of the new tokens, [B, T] each.
-      key: coordinates of all tokens that could be seen, [B, S] each.
-      cos_BT1H: cosines of the new tokens' rotary angles, float32; H is half the head size here.
+      where: coordinates of the tokens, [B, T] each.
+      cos_BT1H: cosines of the tokens' rotary angles, float32; H is half the head size here.
       sin_BT1H: their sines.
       blocks: what blockwise attention visits; None for the other implementations.
     """
 
-    query: Coordinates
-    key: Coordinates
+    where: Coordinates
     cos_BT1H: jax.Array
     sin_BT1H: jax.Array
     blocks: Blocks | None
@@ -104,13 +93,13 @@ def rotate(x_BTNH: jax.Array, cos_BT1H: jax.Array, sin_BT1H: jax.Array) -> jax.A
 
 
 class Attention(nn.Module):
-    """Projections, RoPE, attention over the row or over the cache, output projection."""
+    """Projections, RoPE, attention over the row, output projection."""
 
     shape: ModelShape
     settings: ModelSettings
 
     @nn.compact
-    def __call__(self, x_BTD, cache, shared: Shared, slot):
+    def __call__(self, x_BTD, shared: Shared):
         s, init = self.shape, nn.initializers.normal(INITIALIZER_STDDEV)
         D, N, K, H = s.hidden_size, s.num_attention_heads, s.num_key_value_heads, s.head_dim
         query_DNH = self.param("query", init, (D, N, H))
@@ -120,22 +109,17 @@ class Attention(nn.Module):
         q_BTNH = rotate(_heads(x_BTD, query_DNH), shared.cos_BT1H, shared.sin_BT1H)
         k_BSKH = rotate(_heads(x_BTD, key_DKH), shared.cos_BT1H, shared.sin_BT1H)
         v_BSKH = _heads(x_BTD, value_DKH)
-        if cache is not None:
-            past_k_BSKH, past_v_BSKH = cache
-            k_BSKH = jax.lax.dynamic_update_slice_in_dim(past_k_BSKH, k_BSKH.astype(past_k_BSKH.dtype), slot, axis=1)
-            v_BSKH = jax.lax.dynamic_update_slice_in_dim(past_v_BSKH, v_BSKH.astype(past_v_BSKH.dtype), slot, axis=1)
-            cache = (k_BSKH, v_BSKH)
         out_BTNH = attention(
             q_BTNH,
             k_BSKH,
             v_BSKH,
-            query=shared.query,
-            key=shared.key,
+            query=shared.where,
+            key=shared.where,
             window=s.sliding_window,
             implementation=self.settings.attention,
             blocks=shared.blocks,
         )
-        return linear(rearrange(out_BTNH, "B T N H -> B T (N H)"), output_NHD), cache
+        return linear(rearrange(out_BTNH, "B T N H -> B T (N H)"), output_NHD)
 
 
 def _heads(x_BTD: jax.Array, weight_DNH: jax.Array) -> jax.Array:
@@ -171,19 +155,19 @@ class Scale(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm layer; the scan's body: (x, this layer's cache) -> (x, its new cache)."""
+    """One pre-norm layer; the scan's body."""
 
     shape: ModelShape
     settings: ModelSettings
 
     @nn.compact
-    def __call__(self, x_BTD, cache, shared: Shared, slot):
+    def __call__(self, x_BTD, shared: Shared):
         x_BTD = _over_rows(x_BTD)
         normed_BTD = Scale(self.shape, name="attention_norm")(x_BTD)
-        mixed_BTD, cache = Attention(self.shape, self.settings, name="attention")(normed_BTD, cache, shared, slot)
+        mixed_BTD = Attention(self.shape, self.settings, name="attention")(normed_BTD, shared)
         x_BTD = x_BTD + mixed_BTD
         normed_BTD = Scale(self.shape, name="mlp_norm")(x_BTD)
-        return x_BTD + FeedForward(self.shape, name="mlp")(normed_BTD), cache
+        return x_BTD + FeedForward(self.shape, name="mlp")(normed_BTD), None
 
 
 class Mistral(nn.Module):
@@ -193,7 +177,7 @@ class Mistral(nn.Module):
     settings: ModelSettings
 
     @nn.compact
-    def __call__(self, tokens_BT, cache, query: Coordinates, key: Coordinates, slot):
+    def __call__(self, tokens_BT, where: Coordinates):
         s, init = self.shape, nn.initializers.normal(INITIALIZER_STDDEV)
         embedding_VD = self.param("embedding", init, (s.vocab_size, s.hidden_size))
         if not s.tie_word_embeddings:
@@ -202,14 +186,14 @@ class Mistral(nn.Module):
             _with_remat(Block, self.settings.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=nn.broadcast,
             length=s.num_hidden_layers,
         )(s, self.settings, name="layers")
-        angles = rotary_angles(query.positions, head_dim=s.head_dim, theta=s.rope_theta)
-        blocks = visited_blocks(key, window=s.sliding_window, implementation=self.settings.attention)
-        shared = Shared(query, key, *angles, blocks)
-        x_BTD, cache = layers(_over_rows(_embed(embedding_VD, tokens_BT)), cache, shared, slot)
-        return Scale(s, name="final_norm")(x_BTD), cache
+        angles = rotary_angles(where.positions, head_dim=s.head_dim, theta=s.rope_theta)
+        blocks = visited_blocks(where, window=s.sliding_window, implementation=self.settings.attention)
+        shared = Shared(where, *angles, blocks)
+        x_BTD, _ = layers(_over_rows(_embed(embedding_VD, tokens_BT)), shared)
+        return Scale(s, name="final_norm")(x_BTD)
 
 
 def _with_remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
@@ -274,7 +258,7 @@ def init_params(rng: jax.Array, shape: ModelShape) -> Params:
     """
     tokens_BT = jnp.zeros((1, 1), jnp.int32)
     where = Coordinates(tokens_BT, tokens_BT, tokens_BT)
-    return Mistral(shape, ModelSettings()).init(rng, tokens_BT, None, where, where, 0)["params"]
+    return Mistral(shape, ModelSettings()).init(rng, tokens_BT, where)["params"]
 
 
 def abstract_params(shape: ModelShape) -> Params:
@@ -311,50 +295,7 @@ def hidden_states(
     chosen = choose_attention(settings.attention, tokens_BT.shape[1], platform=jax.default_backend())
     module = Mistral(shape, settings._replace(attention=chosen))
     cast = cast_params(params, settings.compute_dtype)
-    return module.apply({"params": cast}, tokens_BT, None, where, where, 0)[0]
-
-
-def init_cache(shape: ModelShape, batch_size: int, *, length: int, dtype: str) -> KVCache:
-    """An empty cache of `length` slots a row."""
-    entries = (shape.num_hidden_layers, batch_size, length, shape.num_key_value_heads, shape.head_dim)
-    slots = jnp.zeros((batch_size, length), jnp.int32)
-    return KVCache(jnp.zeros(entries, dtype), jnp.zeros(entries, dtype), slots, slots)
-
-
-def hidden_states_cached(
-    params: Params,
-    tokens_BT: jax.Array,
-    cache: KVCache,
-    *,
-    shape: ModelShape,
-    settings: ModelSettings,
-    positions_BT: jax.Array,
-    segments_BT: jax.Array,
-    slot: jax.Array | int,
-) -> tuple[jax.Array, KVCache]:
-    """Forward pass of T new tokens a row, which are written into the cache and see all of it that is theirs.
-
-    Args:
-      params: the parameter tree, float32 or already cast by cast_params.
-      tokens_BT: new token ids.
-      cache: what came before.
-      shape: the model's shape.
-      settings: the dtype; attention is always xla here.
-      positions_BT: positions of the new tokens.
-      segments_BT: 1 for a token, 0 for padding.
-      slot: the cache slot of the first new token, the same for all rows.
-
-    Returns:
-      Hidden states after the final norm, [B, T, D], and the cache with T more entries.
-    """
-    positions_BS = jax.lax.dynamic_update_slice_in_dim(cache.positions, positions_BT, slot, axis=1)
-    segments_BS = jax.lax.dynamic_update_slice_in_dim(cache.segments, segments_BT, slot, axis=1)
-    query = Coordinates(positions_BT, segments_BT, jnp.zeros_like(segments_BT))
-    key = Coordinates(positions_BS, segments_BS, jnp.zeros_like(segments_BS))
-    cast = cast_params(params, settings.compute_dtype)
-    module = Mistral(shape, settings._replace(attention="xla", remat="none"))  # the queries are not the keys here
-    hidden_BTD, (keys, values) = module.apply({"params": cast}, tokens_BT, (cache.keys, cache.values), query, key, slot)
-    return hidden_BTD, KVCache(keys, values, positions_BS, segments_BS)
+    return module.apply({"params": cast}, tokens_BT, where)
 
 
 def head_matrix(params: Params, shape: ModelShape) -> jax.Array:
