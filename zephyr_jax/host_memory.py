@@ -12,17 +12,27 @@ import platform
 
 import jax
 
-# <malloc.h>
+# <malloc.h>, and glibc's own values
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_KEEPING = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_ARENA_MAX: 1}
+_AS_IT_COMES = {_M_MMAP_MAX: 65536, _M_TRIM_THRESHOLD: 128 * 1024, _M_ARENA_MAX: 0}
 
 
 def keep_freed_memory() -> bool:
     """Where steps run on the CPU, tells glibc to serve large pieces from one heap that does not shrink.
 
+    Must be called before anything else asks JAX for its devices: the threads that XLA starts then stay with the heaps
+    that they get, and a thread with a heap of its own maps each large piece anew whatever it is told later.
+
     Returns:
       Whether it was told; False on other devices and with other C libraries.
     """
-    if jax.default_backend() != "cpu" or platform.libc_ver()[0] != "glibc":
+    if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1), mallopt(_M_ARENA_MAX, 1)])
+    is_told = min(mallopt(*setting) for setting in _KEEPING.items()) == 1  # all of them are told
+    if jax.default_backend() == "cpu":
+        return is_told
+    for setting in _AS_IT_COMES.items():
+        mallopt(*setting)
+    return False

@@ -120,8 +120,8 @@ def score_lines(
 
     source = open_weights(arguments.model)
     tokenizer = load_chat_tokenizer(source.tokenizer, chat_template=arguments.chat_template, bos=arguments.bos)
+    keep_freed_memory()  # before the first question for a device
     mesh = make_mesh(recipe.Mesh())
-    keep_freed_memory()
     keep_compiled_programs()
     row_length = 2 * arguments.max_length
     numbers = [number for number, pair in enumerate(pairs) if pair is not None]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zephyr_jax.model.mistral import ModelSettings, head_matrix, hidden_states, init_params
+from zephyr_jax.model.mistral import ModelSettings, hidden_states_and_head, init_params
 from zephyr_jax.recipe import ModelShape
 
 SETTINGS = ModelSettings(compute_dtype="float32")
@@ -59,7 +59,7 @@ def greedy_by_full_forward(
 @functools.partial(jax.jit, static_argnames="shape")
 def _next_tokens(params: dict[str, Any], ids_BT: jax.Array, lengths_B: jax.Array, *, shape: ModelShape) -> jax.Array:
     positions_BT = jnp.broadcast_to(jnp.arange(ids_BT.shape[1]), ids_BT.shape)
-    hidden_BTD = hidden_states(
+    hidden_BTD, head_VD = hidden_states_and_head(
         params,
         ids_BT,
         shape=shape,
@@ -68,4 +68,4 @@ def _next_tokens(params: dict[str, Any], ids_BT: jax.Array, lengths_B: jax.Array
         segments_BT=(positions_BT < lengths_B[:, None]).astype(jnp.int32),
     )
     last_BD = hidden_BTD[jnp.arange(len(ids_BT)), lengths_B - 1]
-    return jnp.argmax(last_BD @ head_matrix(params, shape), axis=-1)
+    return jnp.argmax(last_BD @ head_VD.T, axis=-1)

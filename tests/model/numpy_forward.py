@@ -42,5 +42,5 @@ def forward_by_hand(params: Mapping[str, Any], tokens_T: Sequence[int], shape: M
         normed_TD = norm(x_TD, layer["mlp_norm"]["scale"])
         gate_TF = normed_TD @ layer["mlp"]["gate"]
         x_TD = x_TD + (gate_TF / (1 + np.exp(-gate_TF)) * (normed_TD @ layer["mlp"]["up"])) @ layer["mlp"]["down"]
-    head_DV = params["embedding"].T if shape.tie_word_embeddings else params["head"]
-    return norm(x_TD, params["final_norm"]["scale"]) @ head_DV
+    head_VD = params["embedding"] if shape.tie_word_embeddings else params["head"]
+    return norm(x_TD, params["final_norm"]["scale"]) @ head_VD.T

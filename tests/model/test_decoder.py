@@ -10,7 +10,7 @@ import pytest
 from tests.generation.random_models import SETTINGS, make_params, make_prompts, make_shape
 from zephyr_jax.model import decoder
 from zephyr_jax.model.decoder import decode_step, logits, prefill, prepare_params, resize_ring, ring_length
-from zephyr_jax.model.mistral import head_matrix, hidden_states
+from zephyr_jax.model.mistral import head_matrix, hidden_states_and_head
 
 LENGTHS, PADDED, NUM_STEPS = (7, 3, 12), 12, 9
 
@@ -18,14 +18,15 @@ LENGTHS, PADDED, NUM_STEPS = (7, 3, 12), 12, 9
 def _full(text: np.ndarray, *, shape, dtype: str) -> jax.Array:
     """Hidden states [T, D] of a text by the training forward pass."""
     tokens_BT = text[None]
-    return hidden_states(
+    hidden_BTD, _ = hidden_states_and_head(
         make_params(shape),
         tokens_BT,
         shape=shape,
         settings=SETTINGS._replace(compute_dtype=dtype),
         positions_BT=jnp.arange(len(text))[None],
         segments_BT=jnp.ones_like(tokens_BT),
-    )[0]
+    )
+    return hidden_BTD[0]
 
 
 @pytest.mark.parametrize("piece", [12, 4], ids=["prefill_whole", "prefill_in_pieces"])
@@ -64,7 +65,7 @@ def test_prefill_and_decode_equal_the_full_forward(shape, dtype, piece, monkeypa
         expected_TD = np.asarray(_full(text, shape=shape, dtype=dtype), np.float32)[length - 1 :]
         cached_TD = np.array([np.asarray(hidden_BD[row], np.float32) for hidden_BD in hidden])
         np.testing.assert_allclose(cached_TD, expected_TD, atol=tolerance)
-    head_DV = head_matrix(make_params(shape), shape).astype(dtype)
+    head_DV = head_matrix(make_params(shape), shape).T.astype(dtype)
     logits_BV = logits(params, hidden_BD)
     assert logits_BV.dtype == jnp.float32
     expected_BV = np.asarray(hidden_BD, np.float32) @ np.asarray(head_DV, np.float32)

@@ -16,7 +16,7 @@ from zephyr_jax.model.mistral import (
     abstract_params,
     cast_params,
     head_matrix,
-    hidden_states,
+    hidden_states_and_head,
     init_params,
     rotary_angles,
     rotate,
@@ -41,7 +41,9 @@ def make_params(shape: ModelShape):
     return jax.tree.map_with_path(leaf, abstract_params(shape))
 
 
-_hidden_states = jax.jit(hidden_states, static_argnames=("shape", "settings"))  # eager, each operation is compiled
+_hidden_states = jax.jit(
+    hidden_states_and_head, static_argnames=("shape", "settings")
+)  # eager, each operation is compiled
 
 
 def _forward(tokens, *, shape=SHAPE, settings=SETTINGS, params=None, positions=None, segments=None, branches=None):
@@ -58,7 +60,7 @@ def _forward(tokens, *, shape=SHAPE, settings=SETTINGS, params=None, positions=N
         positions_BT=rows(positions, np.arange(tokens_BT.shape[1])),
         segments_BT=rows(segments, 1),
         branches_BT=rows(branches, 0),
-    )
+    )[0]
 
 
 def _dependence(num_tokens: int, *, shape: ModelShape = ONE_LAYER, **where) -> np.ndarray:
@@ -82,15 +84,15 @@ def _dependence(num_tokens: int, *, shape: ModelShape = ONE_LAYER, **where) -> n
 def test_forward_equals_a_plain_loop_over_layers_heads_and_tokens(changes):
     shape = make_shape(rms_norm_eps=1e-3, **changes)
     params, tokens = make_params(shape), make_prompts(12)[0]
-    head_DV = np.asarray(params["embedding"]).T if shape.tie_word_embeddings else params["head"]
-    logits = np.asarray(_forward([tokens], shape=shape)[0]) @ np.asarray(head_DV)
+    head_VD = np.asarray(head_matrix(params, shape))
+    logits = np.asarray(_forward([tokens], shape=shape)[0]) @ head_VD.T
     np.testing.assert_allclose(logits, forward_by_hand(params, tokens, shape), atol=5e-5)
 
 
 def test_the_head_is_the_embedding_where_they_are_tied():
     for shape in (SHAPE, make_shape(tie_word_embeddings=True)):
         params = make_params(shape)
-        wanted = params["embedding"].T if shape.tie_word_embeddings else params["head"]
+        wanted = params["embedding"] if shape.tie_word_embeddings else params["head"]
         np.testing.assert_array_equal(head_matrix(params, shape), wanted)
 
 
@@ -110,7 +112,7 @@ def test_parameters_have_the_documented_shapes_and_start_as_documented():
         "layers/attention_norm/scale": (2, 32),
         "layers/mlp_norm/scale": (2, 32),
         "final_norm/scale": (32,),
-        "head": (32, 64),
+        "head": (64, 32),
     }
     assert sum(leaf.size for leaf in paths.values()) == 4096 + 2 * (2048 + 1024 + 4608 + 64) + 32
     for path, leaf in paths.items():
@@ -276,6 +278,27 @@ def test_bfloat16_computes_in_bfloat16_and_stays_near():
     assert 1e-4 < error < 0.2
 
 
+def test_weights_may_be_cast_before_or_in_every_layer():
+    """Before is what GPUs do (they send bf16 between them), in the layers what CPUs do: the same states, bit by bit.
+
+    Their gradients come in the weights' dtype: of bf16 weights rounded to bf16, else float32, the same to rounding.
+    """
+    params, tokens = make_params(make_shape(tie_word_embeddings=True)), make_prompts(10)
+    settings = SETTINGS._replace(compute_dtype="bfloat16")
+    shape = make_shape(tie_word_embeddings=True)
+
+    def total(params):
+        return jnp.sum(_forward(tokens, shape=shape, settings=settings, params=params).astype(jnp.float32) ** 3)
+
+    cast = cast_params(params, "bfloat16")
+    (before, dcast), (inside, dparams) = (jax.jit(jax.value_and_grad(total))(tree) for tree in (cast, params))
+    assert before == inside
+    for (path, gradient), (_, rounded) in zip(_leaves(dparams), _leaves(dcast), strict=True):
+        assert gradient.dtype == jnp.float32
+        scale = np.abs(gradient).max()
+        np.testing.assert_allclose(rounded.astype(np.float32) / scale, gradient / scale, atol=5e-3, err_msg=str(path))
+
+
 def test_a_frequent_token_has_its_gradient_summed_in_float32():
     """600 times the same token: 600 times the gradient of one. Added up one by one in bf16 it would stall at 256.
 
@@ -301,7 +324,8 @@ def test_a_frequent_token_has_its_gradient_summed_in_float32():
 
     np.testing.assert_allclose(gradient(600), 600 * gradient(1), rtol=2e-2)
     # XLA for CPUs widens such sums by itself, which other devices do not, so the program is looked at too.
-    assert "f32[64,32] = scatter-add" in str(jax.make_jaxpr(jax.grad(make_total(600)))(params["embedding"]))
+    half = cast_params(params, "bfloat16")["embedding"]
+    assert "f32[64,32] = scatter-add" in str(jax.make_jaxpr(jax.grad(make_total(600)))(half))
 
 
 def _leaves(tree):

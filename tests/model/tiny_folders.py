@@ -78,7 +78,7 @@ def expected_leaf(path: str, shape: ModelShape, tensors: Mapping[str, np.ndarray
     by_hand = {
         "embedding": lambda: tensors["model.embed_tokens.weight"].astype(np.float32),
         "final_norm/scale": lambda: tensors["model.norm.weight"].astype(np.float32),
-        "head": lambda: tensors["lm_head.weight"].astype(np.float32).T,
+        "head": lambda: tensors["lm_head.weight"].astype(np.float32),
         "layers/attention_norm/scale": lambda: stack("input_layernorm"),
         "layers/mlp_norm/scale": lambda: stack("post_attention_layernorm"),
         "layers/attention/query": lambda: projection("self_attn.q_proj", heads),

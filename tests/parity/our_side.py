@@ -41,7 +41,7 @@ def _log_probs(
     params: mistral.Params, tokens_BT: jax.Array, *, shape: ModelShape, settings: mistral.ModelSettings
 ) -> jax.Array:
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    hidden_BTD = mistral.hidden_states(
+    hidden_BTD, head_VD = mistral.hidden_states_and_head(
         params,
         tokens_BT,
         shape=shape,
@@ -49,5 +49,4 @@ def _log_probs(
         positions_BT=positions_BT,
         segments_BT=jnp.ones_like(tokens_BT),
     )
-    logits_BTV = jnp.einsum("BTD,DV->BTV", hidden_BTD, mistral.head_matrix(params, shape))
-    return jax.nn.log_softmax(logits_BTV)
+    return jax.nn.log_softmax(jnp.einsum("BTD,VD->BTV", hidden_BTD, head_VD))

@@ -20,19 +20,19 @@ from zephyr_jax.training.losses import (
 B, N, D, V = 2, 30, 6, 11
 
 
-def _problem(seed: int = 0):
+def _problem(seed: int = 0, *, vocab_size: int = V):
     random = np.random.default_rng(seed)
     return {
         "hidden_BND": random.standard_normal((B, N, D)).astype(np.float32),
-        "head_DV": random.standard_normal((D, V)).astype(np.float32),
-        "targets_BN": random.integers(0, V, (B, N)).astype(np.int32),
+        "head_VD": random.standard_normal((vocab_size, D)).astype(np.float32),
+        "targets_BN": random.integers(0, vocab_size, (B, N)).astype(np.int32),
         "weights_BN": (random.random((B, N)) < 0.7).astype(np.float32),
     }
 
 
-def _plain_scores(hidden_BND, head_DV, *, targets_BN, weights_BN):
+def _plain_scores(hidden_BND, head_VD, *, targets_BN, weights_BN):
     """log softmax, entropy and argmax written out in float64."""
-    logits_BNV = hidden_BND.astype(np.float64) @ head_DV
+    logits_BNV = hidden_BND.astype(np.float64) @ head_VD.T
     log_probs_BNV = logits_BNV - np.log(np.exp(logits_BNV).sum(axis=-1, keepdims=True))
     log_probs_BN = np.take_along_axis(log_probs_BNV, targets_BN[..., None], axis=-1)[..., 0]
     entropies_BN = -(np.exp(log_probs_BNV) * log_probs_BNV).sum(axis=-1)
@@ -40,26 +40,26 @@ def _plain_scores(hidden_BND, head_DV, *, targets_BN, weights_BN):
     return [np.where(weights_BN > 0, field, 0) for field in (log_probs_BN, entropies_BN, is_top_BN)]
 
 
-def _plain_gradients(hidden_BND, head_DV, *, targets_BN, weights_BN, upstream_BN):
+def _plain_gradients(hidden_BND, head_VD, *, targets_BN, weights_BN, upstream_BN):
     """d/dlogits of sum(upstream * log_prob) is upstream * (one_hot - softmax)."""
-    logits_BNV = hidden_BND.astype(np.float64) @ head_DV
+    logits_BNV = hidden_BND.astype(np.float64) @ head_VD.T
     probs_BNV = np.exp(logits_BNV) / np.exp(logits_BNV).sum(axis=-1, keepdims=True)
-    dlogits_BNV = (upstream_BN * (weights_BN > 0))[..., None] * (np.eye(V)[targets_BN] - probs_BNV)
-    return dlogits_BNV @ head_DV.T, np.einsum("BND,BNV->DV", hidden_BND, dlogits_BNV)
+    dlogits_BNV = (upstream_BN * (weights_BN > 0))[..., None] * (np.eye(len(head_VD))[targets_BN] - probs_BNV)
+    return dlogits_BNV @ head_VD, np.einsum("BND,BNV->VD", hidden_BND, dlogits_BNV)
 
 
-# 30 targets: one chunk; 15 chunks of 2; 3 of 10 (7, 8 and 9 do not divide); 29 is prime, so 29 chunks of 1.
-@pytest.mark.parametrize(("most", "num_targets"), [(512, 30), (2, 30), (11, 30), (13, 29)])
-def test_chunked_scores_equal_log_softmax_in_values_and_gradients(most, num_targets, monkeypatch):
-    monkeypatch.setattr(losses, "MAX_CHUNK_TARGETS", most)
-    problem = _problem()
-    for name in ("hidden_BND", "targets_BN", "weights_BN"):
-        problem[name] = problem[name][:, :num_targets]
-    upstream_BN = np.random.default_rng(1).standard_normal((B, num_targets)).astype(np.float32)
-    arrays = {name: problem.pop(name) for name in ("hidden_BND", "head_DV")}
+# Of 12 ids: one part; 2 of 6; 3 of 4; 4 of 3 (5 do not divide); 12 of 1. Of 11, a prime: 2, 3 and 4 parts with filler.
+@pytest.mark.parametrize(
+    ("most", "vocab_size"), [(4096, 12), (6, 12), (5, 12), (3, 12), (1, 12), (6, 11), (4, 11), (3, 11)]
+)
+def test_scores_by_parts_equal_log_softmax_in_values_and_gradients(most, vocab_size, monkeypatch):
+    monkeypatch.setattr(losses, "MAX_PART_IDS", most)
+    problem = _problem(vocab_size=vocab_size)
+    upstream_BN = np.random.default_rng(1).standard_normal((B, N)).astype(np.float32)
+    arrays = {name: problem.pop(name) for name in ("hidden_BND", "head_VD")}
 
-    def total(hidden_BND, head_DV):
-        scores = token_scores(hidden_BND, head_DV, **problem)
+    def total(hidden_BND, head_VD):
+        scores = token_scores(hidden_BND, head_VD, **problem)
         return (scores.log_probs * upstream_BN).sum(), scores
 
     value_and_gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
@@ -72,8 +72,8 @@ def test_chunked_scores_equal_log_softmax_in_values_and_gradients(most, num_targ
 
 
 def test_filler_targets_and_their_hidden_states_have_no_influence(monkeypatch):
-    """Chunks of 5; row by row the targets stand in front, so that the last chunks are filler alone and are skipped."""
-    monkeypatch.setattr(losses, "MAX_CHUNK_TARGETS", 5)
+    """Hidden states of 1e4 give logits of 1e4: were they let in, they would be the largest of all."""
+    monkeypatch.setattr(losses, "MAX_PART_IDS", 5)
     problem = _problem()
     problem["weights_BN"] = (np.arange(N) < np.array([[12], [7]])).astype(np.float32)
     filler = problem["weights_BN"] == 0
@@ -84,13 +84,13 @@ def test_filler_targets_and_their_hidden_states_have_no_influence(monkeypatch):
 
     @jax.jit
     def run(problem):
-        def total(hidden_BND, head_DV):
+        def total(hidden_BND, head_VD):
             scores = token_scores(
-                hidden_BND, head_DV, targets_BN=problem["targets_BN"], weights_BN=problem["weights_BN"]
+                hidden_BND, head_VD, targets_BN=problem["targets_BN"], weights_BN=problem["weights_BN"]
             )
             return scores.log_probs.sum(), scores
 
-        return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(problem["hidden_BND"], problem["head_DV"])
+        return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(problem["hidden_BND"], problem["head_VD"])
 
     ours, changed = run(problem), run(other)
     jax.tree.map(np.testing.assert_array_equal, ours, changed)
@@ -102,30 +102,58 @@ def test_filler_targets_and_their_hidden_states_have_no_influence(monkeypatch):
 def test_logits_are_float32_where_hidden_states_are_bfloat16():
     """Hidden states and head are rounded before, but nothing is rounded after: float32 of the rounded inputs."""
     problem = _problem()
-    half = {name: problem[name].astype(jax.numpy.bfloat16) for name in ("hidden_BND", "head_DV")}
+    half = {name: problem[name].astype(jax.numpy.bfloat16) for name in ("hidden_BND", "head_VD")}
     rounded = {name: array.astype(np.float32) for name, array in half.items()}
     scores = jax.jit(token_scores)(**(problem | half))
     assert scores.log_probs.dtype == np.float32
     np.testing.assert_allclose(scores.log_probs, _plain_scores(**(problem | rounded))[0], atol=1e-5)
 
 
-def test_the_heads_gradient_is_summed_in_float32_over_chunks(monkeypatch):
-    """4096 chunks of one target each add the same -1/2 to the head's gradient: bf16 sums would stall at 128 (of 2048).
+@pytest.mark.parametrize("head_dtype", ["bfloat16", "float32"])
+def test_the_heads_gradient_is_summed_in_float32(head_dtype):
+    """4096 targets add the same -1/2 to the head's gradient: bf16 sums would stall at 128 (of 2048).
 
     h = 1, W = [0, 0]: both probabilities are 1/2, d log p / d W = h (one_hot - p) = (1/2, -1/2).
     """
-    monkeypatch.setattr(losses, "MAX_CHUNK_TARGETS", 1)
-    hidden_BND, head_DV = np.ones((1, 4096, 1), jax.numpy.bfloat16), np.zeros((1, 2), jax.numpy.bfloat16)
+    hidden_BND, head_VD = np.ones((1, 4096, 1), jax.numpy.bfloat16), np.zeros((2, 1), head_dtype)
     where = {"targets_BN": np.zeros((1, 4096), np.int32), "weights_BN": np.ones((1, 4096), np.float32)}
-    gradient = jax.jit(jax.grad(lambda head_DV: token_scores(hidden_BND, head_DV, **where).log_probs.sum()))(head_DV)
-    assert gradient.astype(np.float32).tolist() == [[2048.0, -2048.0]]
+    gradient = jax.jit(jax.grad(lambda head_VD: token_scores(hidden_BND, head_VD, **where).log_probs.sum()))(head_VD)
+    assert gradient.dtype == head_dtype
+    assert gradient.astype(np.float32).tolist() == [[2048.0], [-2048.0]]
+
+
+def test_hidden_states_gradient_is_summed_in_float32_over_parts(monkeypatch):
+    """512 ids in 512 parts with W = 1, all as probable: h's gradient is 1 - 512 (1/512) = 0, and bf16 could not sum it.
+
+    Gradients of the others are each -1/512; a running bf16 sum of them from 1 would not move at all.
+    """
+    monkeypatch.setattr(losses, "MAX_PART_IDS", 1)
+    hidden_BND, head_VD = np.ones((1, 1, 1), jax.numpy.bfloat16), np.ones((512, 1), jax.numpy.bfloat16)
+    where = {"targets_BN": np.zeros((1, 1), np.int32), "weights_BN": np.ones((1, 1), np.float32)}
+    gradient = jax.jit(jax.grad(lambda hidden: token_scores(hidden, head_VD, **where).log_probs.sum()))(hidden_BND)
+    assert abs(float(gradient[0, 0, 0])) < 4e-3  # one_hot - p itself is rounded to bf16: 1 - 1/512 by up to 1/512
+
+
+def test_no_array_of_all_logits_exists():
+    """Neither [targets, vocabulary] nor anything as large, forward or backward: 3 000 targets x 49 152 ids here."""
+    hidden_BND, head_VD = jax.ShapeDtypeStruct((1, 3000, 8), np.float32), jax.ShapeDtypeStruct((49152, 8), np.float32)
+    where = {
+        "targets_BN": jax.ShapeDtypeStruct((1, 3000), np.int32),
+        "weights_BN": jax.ShapeDtypeStruct((1, 3000), np.float32),
+    }
+
+    def total(hidden_BND, head_VD, where):
+        return token_scores(hidden_BND, head_VD, **where).log_probs.sum()
+
+    compiled = jax.jit(jax.grad(total, argnums=(0, 1))).lower(hidden_BND, head_VD, where).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 3000 * 49152 * 4 / 2
 
 
 def test_entropy_and_accuracy_by_hand():
     """Logits (ln 2, 0, 0): p = 1/2, 1/4, 1/4; entropy (1/2) ln 2 + 2 (1/4) ln 4 = 1.5 ln 2; the first is on top."""
     scores = jax.jit(token_scores)(
         np.ones((1, 2, 1), np.float32),
-        np.array([[math.log(2), 0, 0]], np.float32),
+        np.array([[math.log(2)], [0], [0]], np.float32),
         targets_BN=np.array([[0, 1]], np.int32),
         weights_BN=np.ones((1, 2), np.float32),
     )

@@ -1,7 +1,8 @@
 """Work on the chunks of a long list, in this process or in several; the results come in the list's order either way.
 
-Processes rather than threads: a third of tokenising is Python under the interpreter's lock, so threads (the tokenizer
-library's own included) stop at three cores. They are spawned, never forked, since JAX runs threads in this process.
+Processes rather than threads: about a quarter of tokenising is Python under the interpreter's lock, so threads (the
+tokenizer library's own included) could not use many cores. They are spawned, never forked, since JAX runs threads in
+this process.
 Not here: what the work is (preparing.py).
 """
 

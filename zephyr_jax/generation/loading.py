@@ -49,7 +49,6 @@ class AnswerModel:
 
     def load(self) -> AnswerModel:
         """Reads the weights; returns the model with its parameters."""
-        keep_freed_memory()
         keep_compiled_programs()
         shardings = sharding.tree_shardings(abstract_params(self.source.shape), PARTITION_RULES, self.mesh)
         params = self.source.load_params(shardings)
@@ -137,6 +136,7 @@ def open_answer_model(
     Raises:
       InputError: there is no such model, tokenizer, chat template or number of devices.
     """
+    keep_freed_memory()  # before the first question for a device
     devices = jax.devices()
     if num_devices is not None and num_devices > len(devices):
         raise InputError(f"--devices: got {num_devices}, but there are {len(devices)} here ({devices[0].platform})")

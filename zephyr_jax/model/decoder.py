@@ -117,7 +117,7 @@ def _lay_out(params: Params, *, shape: ModelShape, dtype: str, join: bool) -> De
         )
         for layer in range(shape.num_hidden_layers)
     )
-    return DecoderParams(params["embedding"], layers, params["final_norm"]["scale"], head_matrix(params, shape))
+    return DecoderParams(params["embedding"], layers, params["final_norm"]["scale"], head_matrix(params, shape).T)
 
 
 def ring_length(shape: ModelShape, num_tokens: int) -> int:

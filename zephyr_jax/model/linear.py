@@ -18,14 +18,14 @@ from jax.ad_checkpoint import checkpoint_name
 SAVED_PRODUCTS = "products"  # what remat: dots keeps, by this name
 
 
-def product(subscripts: str, left: jax.Array, right: jax.Array) -> jax.Array:
-    """An einsum of two arrays of one dtype, summed in float32 and rounded once to that dtype.
+def product(subscripts: str, left: jax.Array, right: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
+    """An einsum of two arrays of one dtype, summed in float32 and rounded once to `dtype`, by default theirs.
 
     On a CPU the float32 result is asked for by name: only then do bfloat16 products reach the fast kernel. GPUs sum in
     float32 anyway, and a float32 result there would be sent between devices at twice the bytes.
     """
-    if left.dtype == jnp.float32:
-        return jnp.einsum(subscripts, left, right)
+    if dtype == jnp.float32 or left.dtype == jnp.float32:
+        return jnp.einsum(subscripts, left, right, preferred_element_type=jnp.float32)
 
     def in_float32(left: jax.Array, right: jax.Array) -> jax.Array:
         return jnp.einsum(subscripts, left, right, preferred_element_type=jnp.float32).astype(left.dtype)
@@ -42,17 +42,18 @@ def linear(x_BTD: jax.Array, weight: jax.Array) -> jax.Array:
 
     Args:
       x_BTD: activations.
-      weight: weights of the same dtype, [D, F] or with heads apart: [D, N, H], or [N, H, F] with N H = D. Flattened in
-        here, so that what is kept for the backward pass is the parameter itself and no copy of it.
+      weight: weights, [D, F] or with heads apart: [D, N, H], or [N, H, F] with N H = D; in the activations' dtype or
+        in float32, which its gradient then is in as well. Cast and flattened in here, so that what is kept for the
+        backward pass is the parameter itself and no copy of it.
 
     Returns:
-      [B, T, F] in that dtype, F = N H where heads are apart.
+      [B, T, F] in the activations' dtype, F = N H where heads are apart.
     """
     return product("BTD,DF->BTF", x_BTD, _matrix(weight, x_BTD))
 
 
 def _matrix(weight: jax.Array, x_BTD: jax.Array) -> jax.Array:
-    return weight.reshape(x_BTD.shape[-1], -1)
+    return weight.reshape(x_BTD.shape[-1], -1).astype(x_BTD.dtype)
 
 
 def _linear_forward(x_BTD, weight):
@@ -63,7 +64,7 @@ def _linear_forward(x_BTD, weight):
 def _linear_backward(saved, gradient_BTF):
     x_BTD, weight = saved
     dx_BTD = product("BTF,DF->BTD", gradient_BTF, _matrix(weight, x_BTD))
-    return dx_BTD, product("BTD,BTF->DF", x_BTD, gradient_BTF).reshape(weight.shape)
+    return dx_BTD, product("BTD,BTF->DF", x_BTD, gradient_BTF, weight.dtype).reshape(weight.shape)
 
 
 linear.defvjp(_linear_forward, _linear_backward)

@@ -39,7 +39,7 @@ PARTITION_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"layers/mlp/down", PartitionSpec(None, "tensor", "fsdp")),
     (r"layers/(attention_norm|mlp_norm)/scale", PartitionSpec()),
     (r"final_norm/scale", PartitionSpec()),
-    (r"head", PartitionSpec("fsdp", "tensor")),
+    (r"head", PartitionSpec("tensor", "fsdp")),
 )
 
 
@@ -180,8 +180,10 @@ class Mistral(nn.Module):
     def __call__(self, tokens_BT, where: Coordinates):
         s, init = self.shape, nn.initializers.normal(INITIALIZER_STDDEV)
         embedding_VD = self.param("embedding", init, (s.vocab_size, s.hidden_size))
+        x_BTD, head_VD = _embed(embedding_VD, tokens_BT)
         if not s.tie_word_embeddings:
-            self.param("head", init, (s.hidden_size, s.vocab_size))  # here so that it is initialised with the rest
+            head_VD = self.param("head", init, (s.vocab_size, s.hidden_size))
+        x_BTD = _over_rows(x_BTD.astype(self.settings.compute_dtype))
         layers = nn.scan(
             _with_remat(Block, self.settings.remat),
             variable_axes={"params": 0},
@@ -191,9 +193,8 @@ class Mistral(nn.Module):
         )(s, self.settings, name="layers")
         angles = rotary_angles(where.positions, head_dim=s.head_dim, theta=s.rope_theta)
         blocks = visited_blocks(where, window=s.sliding_window, implementation=self.settings.attention)
-        shared = Shared(where, *angles, blocks)
-        x_BTD, _ = layers(_over_rows(_embed(embedding_VD, tokens_BT)), shared)
-        return Scale(s, name="final_norm")(x_BTD)
+        x_BTD, _ = layers(x_BTD, Shared(where, *angles, blocks))
+        return Scale(s, name="final_norm")(x_BTD), head_VD
 
 
 def _with_remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
@@ -210,19 +211,23 @@ def _with_remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
 
 
 @jax.custom_vjp
-def _embed(embedding_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
-    """Rows of the embedding; in bf16 the gradient of a frequent token is still summed in float32."""
-    return embedding_VD[tokens_BT]
+def _embed(embedding_VD: jax.Array, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The tokens' rows, and the embedding itself for whoever needs it as the head.
+
+    One function of both, so that in the backward pass the rows' gradients are added to the head's in place, and no
+    second array of the embedding's size is made. In bf16 the gradient of a frequent token is still summed in float32.
+    """
+    return embedding_VD[tokens_BT], embedding_VD
 
 
 def _embed_forward(embedding_VD, tokens_BT):
-    return embedding_VD[tokens_BT], (embedding_VD, tokens_BT)
+    return (embedding_VD[tokens_BT], embedding_VD), tokens_BT
 
 
-def _embed_backward(saved, gradient_BTD):
-    embedding_VD, tokens_BT = saved
-    summed_VD = jnp.zeros(embedding_VD.shape, jnp.float32).at[tokens_BT].add(gradient_BTD.astype(jnp.float32))
-    return summed_VD.astype(embedding_VD.dtype), None
+def _embed_backward(tokens_BT, gradients):
+    dx_BTD, dembedding_VD = gradients
+    summed_VD = dembedding_VD.astype(jnp.float32).at[tokens_BT].add(dx_BTD.astype(jnp.float32))
+    return summed_VD.astype(dembedding_VD.dtype), None
 
 
 _embed.defvjp(_embed_forward, _embed_backward)
@@ -254,7 +259,7 @@ def init_params(rng: jax.Array, shape: ModelShape) -> Params:
       shape: the model's shape.
 
     Returns:
-      embedding [V, D]; head [D, V] where untied; layers/... with L in front; final_norm/scale [D].
+      embedding [V, D]; head [V, D] where untied; layers/... with L in front; final_norm/scale [D].
     """
     tokens_BT = jnp.zeros((1, 1), jnp.int32)
     where = Coordinates(tokens_BT, tokens_BT, tokens_BT)
@@ -266,7 +271,7 @@ def abstract_params(shape: ModelShape) -> Params:
     return jax.eval_shape(lambda: init_params(jax.random.key(0), shape))
 
 
-def hidden_states(
+def hidden_states_and_head(
     params: Params,
     tokens_BT: jax.Array,
     *,
@@ -275,7 +280,7 @@ def hidden_states(
     positions_BT: jax.Array,
     segments_BT: jax.Array,
     branches_BT: jax.Array | None = None,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     """Forward pass over whole rows.
 
     Args:
@@ -288,16 +293,19 @@ def hidden_states(
       branches_BT: see attention.Coordinates; None: all 0.
 
     Returns:
-      Hidden states after the final norm, [B, T, D] in the compute dtype.
+      Hidden states after the final norm, [B, T, D] in the compute dtype, and the matrix [V, D] that turns them into
+      logits, in the compute dtype or in float32. A tied matrix comes from here, so that its gradient is one array.
     """
     branches_BT = jnp.zeros_like(segments_BT) if branches_BT is None else branches_BT
     where = Coordinates(positions_BT, segments_BT, branches_BT)
     chosen = choose_attention(settings.attention, tokens_BT.shape[1], platform=jax.default_backend())
     module = Mistral(shape, settings._replace(attention=chosen))
-    cast = cast_params(params, settings.compute_dtype)
+    # On a CPU every product casts its weight, and gives a float32 gradient: elsewhere that would send float32 weights
+    # between the devices, here it saves passes over all parameters.
+    cast = params if jax.default_backend() == "cpu" else cast_params(params, settings.compute_dtype)
     return module.apply({"params": cast}, tokens_BT, where)
 
 
 def head_matrix(params: Params, shape: ModelShape) -> jax.Array:
-    """The matrix [D, V] that turns hidden states into logits: the embedding transposed where they are tied."""
-    return params["embedding"].T if shape.tie_word_embeddings else params["head"]
+    """The matrix [V, D] that turns hidden states into logits: the embedding where they are tied."""
+    return params["embedding"] if shape.tie_word_embeddings else params["head"]

@@ -58,7 +58,7 @@ TABLE = (
     TensorRow("layers/mlp/up", "model.layers.{layer}.mlp.up_proj.weight", "D F", "F D"),
     TensorRow("layers/mlp/down", "model.layers.{layer}.mlp.down_proj.weight", "F D", "D F"),
     TensorRow("final_norm/scale", "model.norm.weight", "D", "D"),
-    TensorRow("head", "lm_head.weight", "D V", "V D"),
+    TensorRow("head", "lm_head.weight", "V D", "V D"),
 )
 HEAD_NAME = "lm_head.weight"
 EMBEDDING_NAME = "model.embed_tokens.weight"

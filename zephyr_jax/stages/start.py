@@ -91,13 +91,13 @@ def open_run(recipe: Recipe) -> Run:
     Raises:
       InputError: the devices cannot fill the mesh, or the tokenizer cannot be read or does not fit.
     """
+    keep_freed_memory()  # before the first question for a device
     num_tasks = max(jax.process_count(), int(os.environ.get("SLURM_NTASKS", "1")))
     if num_tasks > 1:
         raise InputError(
             f"got {num_tasks} processes, wanted 1: this version trains from one process, over all devices of one host"
         )
     mesh = make_mesh(recipe.mesh)
-    keep_freed_memory()
     kept_in = keep_compiled_programs()
     if kept_in is not None:
         say(f"compiled programs are kept in {kept_in} (JAX_ENABLE_COMPILATION_CACHE=0: they are not)")

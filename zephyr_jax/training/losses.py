@@ -2,7 +2,8 @@
 
 Not here: the model that makes hidden states, batches, means over devices (objectives.py, step.py).
 
-Dimensions: B rows, N targets a row, D model, V vocabulary, C targets of a chunk, P pairs.
+Dimensions: B rows, N targets a row, D model, V vocabulary, C ids of a part of the vocabulary, n parts, P
+pairs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-MAX_CHUNK_TARGETS = 512  # [B, 512, V] in float32 is the largest piece of the logits that ever exists
+MAX_PART_IDS = 4096  # [B, N, 4096] in float32 is the largest piece of the logits that ever exists
+LEAST_LOGIT = -1e30
 
 
 class TokenScores(NamedTuple):
@@ -31,101 +33,132 @@ class TokenScores(NamedTuple):
 
 
 def token_scores(
-    hidden_BND: jax.Array, head_DV: jax.Array, *, targets_BN: jax.Array, weights_BN: jax.Array
+    hidden_BND: jax.Array, head_VD: jax.Array, *, targets_BN: jax.Array, weights_BN: jax.Array
 ) -> TokenScores:
-    """log softmax(h W)[target] in float32, a chunk of targets at a time, so that [B, N, V] never exists.
+    """log softmax(W h)[target] in float32, a part of the vocabulary at a time, so that [B, N, V] never exists.
 
-    The backward pass recomputes each chunk's logits and sums the head's gradient in float32. A chunk in which no
-    target has a weight is skipped in both passes.
+    The forward pass goes through the vocabulary once with a running maximum and total (as the softmax of
+    arXiv:2205.14135, algorithm 1); the backward pass goes through it again with the totals known, so that each part's
+    rows of the head's gradient are made in one piece, by one product summed in float32.
 
     Args:
       hidden_BND: hidden states that predict the targets, in the compute dtype.
-      head_DV: output matrix, in the compute dtype.
+      head_VD: output matrix, in the compute dtype or in float32 (then it is cast here, and its gradient is float32).
       targets_BN: target ids, int32.
       weights_BN: 1 for a target, 0 for filler.
 
     Returns:
       TokenScores of [B, N] arrays.
     """
-    log_probs_BN, entropies_BN, is_top_BN = _scores(hidden_BND, head_DV, targets_BN, weights_BN)
+    log_probs_BN, entropies_BN, is_top_BN = _scores(hidden_BND, head_VD, targets_BN, weights_BN)
     return TokenScores(log_probs_BN, jax.lax.stop_gradient(entropies_BN), jax.lax.stop_gradient(is_top_BN))
 
 
 @jax.custom_vjp
-def _scores(hidden_BND, head_DV, targets_BN, weights_BN):
-    return _scores_forward(hidden_BND, head_DV, targets_BN, weights_BN)[0]
+def _scores(hidden_BND, head_VD, targets_BN, weights_BN):
+    return _scores_forward(hidden_BND, head_VD, targets_BN, weights_BN)[0]
 
 
-def _scores_forward(hidden_BND, head_DV, targets_BN, weights_BN):
-    def score(chunk):
-        hidden_BCD, targets_BC, weights_BC = chunk
-        logits_BCV = _logits(hidden_BCD, head_DV)
-        largest_BC = jnp.max(logits_BCV, axis=-1)
-        target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
-        shifted_BCV = logits_BCV - largest_BC[..., None]
-        odds_BCV = jnp.exp(shifted_BCV)  # softmax without its total
-        total_BC = jnp.sum(odds_BCV, axis=-1)
-        log_total_BC = largest_BC + jnp.log(total_BC)
-        # H = log(total) - sum(softmax * shifted), since the entropy does not see the shift
-        entropies_BC = jnp.log(total_BC) - jnp.sum(odds_BCV * shifted_BCV, axis=-1) / total_BC
-        is_top_BC = (target_BC == largest_BC).astype(jnp.float32)
-        scores = (target_BC - log_total_BC, entropies_BC, is_top_BC)
-        return tuple(jnp.where(weights_BC > 0, field, 0.0) for field in scores), log_total_BC
+class _Running(NamedTuple):
+    """Of the part of the vocabulary seen so far, float32 [B, N] each.
 
-    def skip(chunk):
-        zeros_BC = jnp.zeros(chunk[1].shape, jnp.float32)
-        return (zeros_BC, zeros_BC, zeros_BC), zeros_BC
+    Attributes:
+      largest: the largest logit.
+      total: sum of exp(logit - largest).
+      weighted: sum of exp(logit - largest) * (logit - largest), for the entropy.
+      target: the target's logit, 0 until its part is seen.
+    """
 
-    def body(_, chunk):
-        return None, jax.lax.cond(jnp.any(chunk[2] > 0), score, skip, chunk)
+    largest: jax.Array
+    total: jax.Array
+    weighted: jax.Array
+    target: jax.Array
 
-    _, chunked = jax.lax.scan(body, None, _chunks(hidden_BND, targets_BN, weights_BN))
-    scores, log_total_BN = jax.tree.map(_joined, chunked)
-    return scores, (hidden_BND, head_DV, targets_BN, weights_BN, log_total_BN)
+
+def _scores_forward(hidden_BND, head_VD, targets_BN, weights_BN):
+    vocab_size = head_VD.shape[0]
+    cast_VD = head_VD.astype(hidden_BND.dtype)
+    parts_CnD = _parts(cast_VD)
+
+    def add_part(index: jax.Array, seen: _Running) -> _Running:
+        logits_BNC, is_target_BNC = _part_logits(hidden_BND, parts_CnD, targets_BN, index, vocab_size)
+        largest_BN = jnp.maximum(seen.largest, jnp.max(logits_BNC, axis=-1))
+        shifted_BNC = logits_BNC - largest_BN[..., None]
+        odds_BNC = jnp.exp(shifted_BNC)  # softmax without its total
+        shift_BN = seen.largest - largest_BN
+        shrink_BN = jnp.exp(shift_BN)
+        return _Running(
+            largest_BN,
+            seen.total * shrink_BN + jnp.sum(odds_BNC, axis=-1),
+            (seen.weighted + shift_BN * seen.total) * shrink_BN + jnp.sum(odds_BNC * shifted_BNC, axis=-1),
+            seen.target + jnp.sum(jnp.where(is_target_BNC, logits_BNC, 0.0), axis=-1),
+        )
+
+    zeros_BN = jnp.zeros(targets_BN.shape, jnp.float32)
+    # Finite, and below every logit: -inf times the total of 0 would be NaN.
+    nothing = _Running(jnp.full(targets_BN.shape, LEAST_LOGIT, jnp.float32), zeros_BN, zeros_BN, zeros_BN)
+    seen = jax.lax.fori_loop(0, parts_CnD.shape[1], add_part, nothing)
+    log_total_BN = seen.largest + jnp.log(seen.total)
+    # H = log(total) - sum(softmax * shifted), since the entropy does not see the shift
+    entropies_BN = jnp.log(seen.total) - seen.weighted / seen.total
+    is_top_BN = (seen.target == seen.largest).astype(jnp.float32)
+    scores = tuple(
+        jnp.where(weights_BN > 0, field, 0.0) for field in (seen.target - log_total_BN, entropies_BN, is_top_BN)
+    )
+    # kept in the compute dtype beside the head itself, of which only the dtype is needed
+    return scores, (hidden_BND, cast_VD, jnp.zeros((0,), head_VD.dtype), targets_BN, weights_BN, log_total_BN)
 
 
 def _scores_backward(saved, gradients):
-    hidden_BND, head_DV, targets_BN, weights_BN, log_total_BN = saved
-    gradient_BN = jnp.where(weights_BN > 0, gradients[0], 0.0)
+    hidden_BND, cast_VD, like_head, targets_BN, weights_BN, log_total_BN = saved
+    vocab_size = cast_VD.shape[0]
+    gradient_BN1 = jnp.where(weights_BN > 0, gradients[0], 0.0)[..., None]
+    parts_CnD = _parts(cast_VD)
 
-    def backward(gradient_DV, chunk):
-        hidden_BCD, targets_BC, _, log_total_BC, gradient_BC = chunk
-        probs_BCV = jnp.exp(_logits(hidden_BCD, head_DV) - log_total_BC[..., None])
-        one_hot_BCV = jax.nn.one_hot(targets_BC, head_DV.shape[1], dtype=jnp.float32)
-        dlogits_BCV = (gradient_BC[..., None] * (one_hot_BCV - probs_BCV)).astype(head_DV.dtype)
-        dhidden_BCD = jnp.einsum("BCV,DV->BCD", dlogits_BCV, head_DV)
-        dhead_DV = jnp.einsum("BCD,BCV->DV", hidden_BCD, dlogits_BCV, preferred_element_type=jnp.float32)
-        return gradient_DV + dhead_DV, dhidden_BCD
+    def add_part(index: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        dhidden_BND, dparts_CnD = sums
+        logits_BNC, is_target_BNC = _part_logits(hidden_BND, parts_CnD, targets_BN, index, vocab_size)
+        probs_BNC = jnp.exp(logits_BNC - log_total_BN[..., None])
+        dlogits_BNC = (gradient_BN1 * (is_target_BNC - probs_BNC)).astype(hidden_BND.dtype)
+        part_CD = jax.lax.dynamic_index_in_dim(parts_CnD, index, axis=1, keepdims=False)
+        dhidden_BND += jnp.einsum("BNC,CD->BND", dlogits_BNC, part_CD, preferred_element_type=jnp.float32)
+        dpart_CD = jnp.einsum("BNC,BND->CD", dlogits_BNC, hidden_BND, preferred_element_type=jnp.float32)
+        dpart_CD = dpart_CD.astype(like_head.dtype)
+        return dhidden_BND, jax.lax.dynamic_update_index_in_dim(dparts_CnD, dpart_CD, index, axis=1)
 
-    def skip(gradient_DV, chunk):
-        return gradient_DV, jnp.zeros_like(chunk[0])
-
-    def body(gradient_DV, chunk):
-        return jax.lax.cond(jnp.any(chunk[2] > 0), backward, skip, gradient_DV, chunk)
-
-    chunks = _chunks(hidden_BND, targets_BN, weights_BN, log_total_BN, gradient_BN)
-    dhead_DV, dhidden = jax.lax.scan(body, jnp.zeros(head_DV.shape, jnp.float32), chunks)
-    return _joined(dhidden), dhead_DV.astype(head_DV.dtype), None, None
+    zeros = jnp.zeros(hidden_BND.shape, jnp.float32), jnp.zeros(parts_CnD.shape, like_head.dtype)
+    dhidden_BND, dparts_CnD = jax.lax.fori_loop(0, parts_CnD.shape[1], add_part, zeros)
+    dhead_VD = dparts_CnD.reshape(-1, dparts_CnD.shape[-1])[:vocab_size]
+    return dhidden_BND.astype(hidden_BND.dtype), dhead_VD, None, None
 
 
 _scores.defvjp(_scores_forward, _scores_backward)
 
 
-def _logits(hidden_BCD: jax.Array, head_DV: jax.Array) -> jax.Array:
-    return jnp.einsum("BCD,DV->BCV", hidden_BCD, head_DV, preferred_element_type=jnp.float32)
+def _parts(head_VD: jax.Array) -> jax.Array:
+    """The head as [C, n, D]: part i of n holds the ids i, n + i, 2 n + i, ...
+
+    So a vocabulary that is split over devices is split in every part. Where no number of parts divides it, the last ids
+    are filler.
+    """
+    vocab_size = head_VD.shape[0]
+    least = -(-vocab_size // MAX_PART_IDS)
+    num_parts = next((n for n in range(least, 2 * least + 1) if vocab_size % n == 0), least)
+    missing = -vocab_size % num_parts
+    head_VD = jnp.pad(head_VD, [(0, missing), (0, 0)]) if missing else head_VD
+    return head_VD.reshape(-1, num_parts, head_VD.shape[1])
 
 
-def _chunks(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """[B, N, ...] -> [N / C, B, C, ...], C the largest divisor of N up to MAX_CHUNK_TARGETS."""
-    num_targets = arrays[0].shape[1]
-    size = next(c for c in range(min(num_targets, MAX_CHUNK_TARGETS), 0, -1) if num_targets % c == 0)
-    return tuple(jnp.moveaxis(a.reshape(a.shape[0], -1, size, *a.shape[2:]), 1, 0) for a in arrays)
-
-
-def _joined(chunked: jax.Array) -> jax.Array:
-    """[N / C, B, C, ...] -> [B, N, ...]."""
-    moved = jnp.moveaxis(chunked, 0, 1)
-    return moved.reshape(moved.shape[0], -1, *moved.shape[3:])
+def _part_logits(
+    hidden_BND: jax.Array, parts_CnD: jax.Array, targets_BN: jax.Array, index: jax.Array, vocab_size: int
+) -> tuple[jax.Array, jax.Array]:
+    """Logits [B, N, C] of a part in float32, LEAST_LOGIT for filler, and where the targets stand in it."""
+    part_CD = jax.lax.dynamic_index_in_dim(parts_CnD, index, axis=1, keepdims=False)
+    logits_BNC = jnp.einsum("BND,CD->BNC", hidden_BND, part_CD, preferred_element_type=jnp.float32)
+    ids_C = jnp.arange(parts_CnD.shape[0], dtype=jnp.int32) * parts_CnD.shape[1] + index
+    if parts_CnD.shape[0] * parts_CnD.shape[1] != vocab_size:
+        logits_BNC = jnp.where(ids_C < vocab_size, logits_BNC, LEAST_LOGIT)
+    return logits_BNC, targets_BN[..., None] == ids_C
 
 
 class SequenceLogProbs(NamedTuple):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zephyr_jax.model.mistral import ModelSettings, Params, cast_params, head_matrix, hidden_states
+from zephyr_jax.model.mistral import ModelSettings, Params, hidden_states_and_head
 from zephyr_jax.recipe import Ddpo, ModelShape
 from zephyr_jax.training.losses import (
     SequenceLogProbs,
@@ -58,7 +58,7 @@ def score_targets(params: Params, batch: MicroBatch, *, shape: ModelShape, setti
     Returns:
       TokenScores of [B, N] arrays.
     """
-    hidden_BTD = hidden_states(
+    hidden_BTD, head_VD = hidden_states_and_head(
         params,
         batch["tokens"],
         shape=shape,
@@ -68,8 +68,7 @@ def score_targets(params: Params, batch: MicroBatch, *, shape: ModelShape, setti
         branches_BT=batch["branches"],
     )
     hidden_BND = jnp.take_along_axis(hidden_BTD, batch["target_sources"][:, :, None], axis=1)
-    head = cast_params({"head": head_matrix(params, shape)}, settings.compute_dtype)["head"]
-    return token_scores(hidden_BND, head, targets_BN=batch["target_ids"], weights_BN=batch["target_weights"])
+    return token_scores(hidden_BND, head_VD, targets_BN=batch["target_ids"], weights_BN=batch["target_weights"])
 
 
 def score_pairs(
