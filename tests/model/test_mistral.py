@@ -255,6 +255,22 @@ def test_a_remat_policy_keeps_what_it_says(remat, saved_widths):
     assert found == saved_widths
 
 
+def test_bfloat16_results_are_kept_as_their_bits():
+    """Gate and up [F], attention's result [N H]: uint16 in the stack; the same gradients as without remat."""
+    tokens = np.stack(make_prompts(16, 16))
+
+    def gradients(remat):
+        settings = SETTINGS._replace(remat=remat, attention="blockwise", compute_dtype="bfloat16")
+        return jax.grad(lambda params: jnp.sum(jnp.sin(_forward(tokens, params=params, settings=settings))))
+
+    jaxpr = jax.make_jaxpr(gradients("mlp"))(make_params(SHAPE))
+    scan = next(equation for equation in _equations(jaxpr.jaxpr) if equation.primitive.name == "scan")
+    assert [v.aval.dtype for v in scan.outvars].count(jnp.uint16) == 3
+    kept, plain = (jax.tree.leaves(jax.jit(gradients(remat))(make_params(SHAPE))) for remat in ("mlp", "none"))
+    for leaf, other in zip(plain, kept, strict=True):
+        np.testing.assert_allclose(other, leaf, atol=0.02 * np.abs(leaf).max())
+
+
 def _equations(jaxpr):
     for equation in jaxpr.eqns:
         yield equation

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 
+from zephyr_jax.model.linear import keepable
 from zephyr_jax.model.visibility import Coordinates, visible
 
 MASKED_SCORE = -1e30  # finite: -inf minus -inf is NaN
@@ -173,7 +174,7 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, where, blocks, window, size):
     out_BKRH = (out_BKRH / jnp.where(total_BKR > 0, total_BKR, 1.0)[..., None]).astype(q_BTNH.dtype)
     # +1e30 where nothing is seen: the backward pass finds weights of 0 there as well
     log_total_BKR = jnp.where(total_BKR > 0, largest_BKR + jnp.log(total_BKR), -MASKED_SCORE)
-    out_BTNH = checkpoint_name(_rows_back(out_BKRH, num_groups), SAVED_NAMES[0])
+    out_BTNH = keepable(_rows_back(out_BKRH, num_groups), SAVED_NAMES[0])
     log_total_BKR = checkpoint_name(log_total_BKR, SAVED_NAMES[1])
     return out_BTNH, (q_BTNH, k_BSKH, v_BSKH, where, blocks, out_BTNH, log_total_BKR)
 

@@ -36,8 +36,19 @@ def product(subscripts: str, left: jax.Array, right: jax.Array, dtype: jnp.dtype
     return jax.lax.platform_dependent(left, right, cpu=in_float32, default=as_is)
 
 
-@jax.custom_vjp
-def linear(x_BTD: jax.Array, weight: jax.Array) -> jax.Array:
+def keepable(x: jax.Array, name: str) -> jax.Array:
+    """x under a name that a remat policy can keep it by. For forward rules of custom_vjp only: bits have no gradient.
+
+    bfloat16 is kept as its bits, since XLA's CPU backend widens bfloat16 arrays to write them into the layers' stack.
+    """
+    if x.dtype != jnp.bfloat16:
+        return checkpoint_name(x, name)
+    bits = checkpoint_name(jax.lax.bitcast_convert_type(x, jnp.uint16), name)
+    return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def linear(x_BTD: jax.Array, weight: jax.Array, name: str = SAVED_PRODUCTS) -> jax.Array:
     """x W.
 
     Args:
@@ -45,6 +56,7 @@ def linear(x_BTD: jax.Array, weight: jax.Array) -> jax.Array:
       weight: weights, [D, F] or with heads apart: [D, N, H], or [N, H, F] with N H = D; in the activations' dtype or
         in float32, which its gradient then is in as well. Cast and flattened in here, so that what is kept for the
         backward pass is the parameter itself and no copy of it.
+      name: what a remat policy may keep the result by.
 
     Returns:
       [B, T, F] in the activations' dtype, F = N H where heads are apart.
@@ -56,12 +68,11 @@ def _matrix(weight: jax.Array, x_BTD: jax.Array) -> jax.Array:
     return weight.reshape(x_BTD.shape[-1], -1).astype(x_BTD.dtype)
 
 
-def _linear_forward(x_BTD, weight):
-    out_BTF = checkpoint_name(product("BTD,DF->BTF", x_BTD, _matrix(weight, x_BTD)), SAVED_PRODUCTS)
-    return out_BTF, (x_BTD, weight)
+def _linear_forward(x_BTD, weight, name):
+    return keepable(product("BTD,DF->BTF", x_BTD, _matrix(weight, x_BTD)), name), (x_BTD, weight)
 
 
-def _linear_backward(saved, gradient_BTF):
+def _linear_backward(name, saved, gradient_BTF):
     x_BTD, weight = saved
     dx_BTD = product("BTF,DF->BTD", gradient_BTF, _matrix(weight, x_BTD))
     return dx_BTD, product("BTD,BTF->DF", x_BTD, gradient_BTF, weight.dtype).reshape(weight.shape)

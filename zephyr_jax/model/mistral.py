@@ -16,7 +16,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from zephyr_jax.model.attention import attention, choose_attention, visited_blocks
@@ -138,8 +137,8 @@ class FeedForward(nn.Module):
         gate_DF = self.param("gate", init, (D, F))
         up_DF = self.param("up", init, (D, F))
         down_FD = self.param("down", init, (F, D))
-        gate_BTF = checkpoint_name(linear(x_BTD, gate_DF), GATE_AND_UP)
-        up_BTF = checkpoint_name(linear(x_BTD, up_DF), GATE_AND_UP)
+        gate_BTF = linear(x_BTD, gate_DF, GATE_AND_UP)
+        up_BTF = linear(x_BTD, up_DF, GATE_AND_UP)
         return linear(nn.silu(gate_BTF) * up_BTF, down_FD)
 
 
@@ -205,7 +204,7 @@ def _with_remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
         "full": None,
         "attention": policies.save_only_these_names(*SAVED_NAMES),
         "mlp": policies.save_only_these_names(*SAVED_NAMES, GATE_AND_UP),
-        "dots": policies.save_only_these_names(*SAVED_NAMES, SAVED_PRODUCTS),
+        "dots": policies.save_only_these_names(*SAVED_NAMES, GATE_AND_UP, SAVED_PRODUCTS),
     }[policy]
     return nn.remat(block, policy=saved, prevent_cse=False)  # the scan already keeps XLA from undoing it
 
