@@ -204,6 +204,21 @@ def test_padding_of_realistic_pairs_is_small():
         assert batches.statistics()["padding_share"] < 0.1 and len(batches.shapes) <= max_shapes
 
 
+def test_micro_batches_of_a_step_hold_about_the_same_number_of_tokens():
+    """Eight pairs in four micro-batches of two: 90 + 10, 80 + 20, 70 + 30, 60 + 40 fill rows of 100 wholly.
+
+    In file order they would be 90 + 80, 70 + 60, 40 + 30, 20 + 10, all in rows of 170.
+    """
+    lengths = np.array([[tokens - 8, 5, 3] for tokens in (90, 80, 70, 60, 40, 30, 20, 10)])
+    pairs = EncodedPairs.collect((i, *(np.ones(length) for length in row)) for i, row in enumerate(lengths))
+    batches = PairBatches(
+        pairs, layout="packed", row_length=512, batch_size=8, micro_batch_size=2, shuffle=False, epochs=2
+    )
+    for step in (1, 2):
+        assert sorted(map(sorted, batches.items(step))) == [[0, 7], [1, 6], [2, 5], [3, 4]]
+    assert batches.shapes[0][:3] == (4, 1, 128)
+
+
 def test_a_long_run_gives_a_step_that_was_not_sampled_a_shape_that_holds_it():
     """700 steps, of which every third is sampled; the one pair of 200 tokens in a row is in none of those."""
     lengths = np.full((700, 3), 5)

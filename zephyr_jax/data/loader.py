@@ -293,6 +293,13 @@ class PairBatches(StepBatches):
             used = {self.shape(step) for step in range(1, self.num_steps + 1)}
             self.shapes = tuple(shape for shape in self.shapes if shape in used)
 
+    def items(self, step: int) -> list[np.ndarray]:
+        """The pairs of each micro-batch of the step: all take the shape of the longest, so they get equal tokens."""
+        micro_batches = super().items(step)
+        if not self._packed or len(micro_batches) == 1:
+            return micro_batches
+        return _balanced(np.concatenate(micro_batches), self._tokens, len(micro_batches), self.micro_batch_size)
+
     def shape(self, step: int) -> StepShape:
         if not self._packed:
             return self.shapes[0]
@@ -363,6 +370,17 @@ class PairBatches(StepBatches):
     def _item_sizes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         read = self._lengths @ [2, 1, 1]
         return read, self._tokens if self._packed else read, self._targets
+
+
+def _balanced(items: np.ndarray, tokens: np.ndarray, num_groups: int, most_items: int) -> list[np.ndarray]:
+    """Items dealt to groups of at most `most_items`: the longest first, each to the group with the fewest tokens."""
+    groups: list[list[int]] = [[] for _ in range(num_groups)]
+    totals = [0] * num_groups
+    for item in items[np.argsort(-tokens[items], kind="stable")].tolist():
+        group = min((g for g in range(num_groups) if len(groups[g]) < most_items), key=totals.__getitem__)
+        groups[group].append(item)
+        totals[group] += int(tokens[item])
+    return [np.array(group, items.dtype) for group in sorted(groups, key=len, reverse=True)]
 
 
 def _row_sums(rows: list[list[int]], values: np.ndarray) -> np.ndarray:
