@@ -35,8 +35,8 @@ def main() -> None:
     pairs = read_twice(arguments.inputs / "pairs.jsonl")
     if len(pairs) // 2 % arguments.batch_size:
         parser.error(f"--batch-size: got {arguments.batch_size}, wanted a divisor of {len(pairs) // 2} pairs")
+    keep_freed_memory()  # before the first question for a device, as `train` and `score` do
     mesh = make_mesh(recipe.Mesh())
-    keep_freed_memory()
     weights = open_weights(str(arguments.inputs / "model"))
     batches = PairBatches(pairs, layout="packed", row_length=2048, batch_size=arguments.batch_size, shuffle=False)
     with jax.set_mesh(mesh):
