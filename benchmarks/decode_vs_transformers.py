@@ -123,7 +123,7 @@ def our_turn(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
     def generate(size: int, num_tokens: int) -> list[Response]:
         return generate_responses(
-            model.params or {},
+            model.params,
             prompts[:size],
             shape=model.source.shape,
             settings=model.settings,

@@ -24,7 +24,7 @@ import filelock
 import jax
 
 # Room for hundreds of programs: a train step takes 0.2 to a few MB. JAX takes out the least recently used ones.
-MAX_CACHE_BYTES = 1 << 30
+MAX_CACHE_BYTES = 256 << 20
 # Reading a small program takes some 5 ms. With JAX's own threshold of a second nearly nothing of a small model's run is
 # kept; with 0.1 its second start took 16.7 s, with none 15.1 s. A file for every trifle is not worth having either.
 MIN_COMPILE_SECONDS = 0.02
@@ -160,13 +160,11 @@ class ProgramMemory:
     Attributes:
       arguments: all that it is given.
       in_place: the part of the arguments whose place its results take.
-      results: what it gives back beside that.
       temporaries: what it needs in between: activations, gradients, scratch. One planned area, the largest at any time.
     """
 
     arguments: int
     in_place: int
-    results: int
     temporaries: int
 
 
@@ -205,7 +203,6 @@ def _memory(compiled: jax.stages.Compiled) -> ProgramMemory | None:
     return ProgramMemory(
         arguments=analysis.argument_size_in_bytes,
         in_place=in_place,
-        results=analysis.output_size_in_bytes - in_place,
         temporaries=analysis.temp_size_in_bytes,
     )
 

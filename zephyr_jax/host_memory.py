@@ -12,10 +12,11 @@ import platform
 
 import jax
 
-# <malloc.h>, and glibc's own values
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+# <malloc.h>
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 _KEEPING = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_ARENA_MAX: 1}
-_AS_IT_COMES = {_M_MMAP_MAX: 65536, _M_TRIM_THRESHOLD: 128 * 1024, _M_ARENA_MAX: 0}
+# For other devices: glibc's own values, and where its thresholds end when they adapt. Once set, they no longer do.
+_GIVING_BACK = {_M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 64 << 20, _M_ARENA_MAX: 0}
 
 
 def keep_freed_memory() -> bool:
@@ -33,6 +34,6 @@ def keep_freed_memory() -> bool:
     is_told = min(mallopt(*setting) for setting in _KEEPING.items()) == 1  # all of them are told
     if jax.default_backend() == "cpu":
         return is_told
-    for setting in _AS_IT_COMES.items():
+    for setting in _GIVING_BACK.items():
         mallopt(*setting)
     return False

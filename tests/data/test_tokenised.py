@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -150,6 +151,21 @@ def test_the_key_changes_with_whatever_the_rows_depend_on(change, tmp_path):
     picked = {name: change.pop(name) for name in ("limit", "fraction") if name in change}
     _load(tmp_path, Source(source=file, **picked), **change)
     assert len(_keys(tmp_path)) == 2
+
+
+def test_rows_of_a_format_are_these_to_the_last_bit(tmp_path):
+    """Cut turns and prompts, dropped and bad rows among them. If it fails and is meant to: raise tokenised._FORMAT too.
+
+    Otherwise a user's next run would find the rows that the old code has made, and say nothing.
+    """
+    chats = _load(tmp_path, _file(tmp_path / "chats"))
+    pairs = _load_pairs(tmp_path, _file(tmp_path / "pairs", make=_pair))
+    found = [
+        repr((made.encoded.fingerprint(), sorted(made.encoded.dropped.items()), made.report.cut))
+        for made in (chats, pairs)
+    ]
+    digest = hashlib.sha256("".join(found).encode()).hexdigest()
+    assert (tokenised._FORMAT, digest[:16]) == (1, "f1407b85fe54b38d")
 
 
 def test_the_key_of_a_fraction_changes_with_the_seed(tmp_path):

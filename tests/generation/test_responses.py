@@ -1,4 +1,4 @@
-"""Many prompts: their order, their batches, the mesh, and what is refused."""
+"""Many prompts: their order, the rows that they take, the mesh, and what is refused."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from tests.generation.random_models import SETTINGS, SHAPE, make_params, make_prompts
 from zephyr_jax import recipe, sharding
+from zephyr_jax.compilation import count_compilations
 from zephyr_jax.generation import decoding, responses
 from zephyr_jax.generation.decoding import Decoding, admit, decode, make_room
 from zephyr_jax.generation.responses import Response, generate_responses, iterate_responses, padded_length
@@ -83,6 +84,15 @@ def test_many_prompts_of_uneven_answers_need_few_compilations():
     answers = generate_responses(make_params(), prompts, **options)
     assert len({len(answer.ids) for answer in answers}) > 3
     assert admit._cache_size() - before[0] <= 3 and decode._cache_size() - before[1] <= 2
+
+
+def test_asking_again_compiles_nothing():
+    """As a run does at every evaluation, with other weights each time."""
+    prompts, trees = make_prompts(5, 9, 12), [make_params(), jax.tree.map(lambda leaf: 2 * leaf, make_params())]
+    generate_responses(trees[0], prompts, **OPTIONS)
+    with count_compilations() as count:
+        generate_responses(trees[1], prompts, **OPTIONS)
+    assert count.num_programs == 0
 
 
 def test_every_prompt_of_a_text_up_to_2048_tokens_is_padded_to_one_of_seven_lengths():

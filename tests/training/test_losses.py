@@ -1,4 +1,4 @@
-"""Log-probs in chunks against the plain formula, and each preference loss against numbers worked out by hand."""
+"""Log-probs by parts of the vocabulary against the plain formula, preference losses against numbers by hand."""
 
 from __future__ import annotations
 

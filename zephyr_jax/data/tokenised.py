@@ -53,7 +53,7 @@ class TokenisedRows(Generic[Record, Encoded]):
 
 @dataclasses.dataclass(frozen=True)
 class Keeping:
-    """Where tokenised rows are kept, and whether new ones are: a dry run writes nothing."""
+    """Where tokenised rows are kept, and whether new ones are: a dry run keeps none."""
 
     folder: Path
     writes: bool = True
@@ -159,7 +159,7 @@ def _load(
         read = making.read()
     if content is None:
         assert read is not None
-        content = {"rows": _digest(making.content(record) for record in read[0])}
+        content = {"sources": len(sources), "rows": _digest(making.content(record) for record in read[0])}
     began = time.perf_counter()
     fields = {"format": _FORMAT, "kind": making.kind.__name__, **making.options, "content": content}
     store = TokenisedStore(keeping.folder, fields | tokenizer_fields(tokenizer))
@@ -182,6 +182,8 @@ def _load(
     said = f"{name}: {_rate(len(records), time.perf_counter() - began)}, tokenised in {processes}"
     if not is_kept:
         said += "; not kept, since the chat template asks for the date"
+    elif keeping.writes and isinstance(content, list) and _file_content(sources, seed) != content:
+        said += "; not kept, since a file changed while it was read"
     elif keeping.writes and len(encoded):
         said += _keep(store, encoded, report, names, replace=damaged)
     _say(said)

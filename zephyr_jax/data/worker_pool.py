@@ -8,6 +8,7 @@ Not here: what the work is (preparing.py).
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -16,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 ROWS_PER_CHUNK = 256
@@ -29,9 +31,16 @@ def choose_num_workers(num_characters: int) -> int:
     Args:
       num_characters: of all rows together.
     """
-    # The affinity is what a container or a batch system has granted; only Linux tells.
+    return max(1, min(_granted_cpus(), num_characters // CHARACTERS_PER_WORKER))
+
+
+def _granted_cpus() -> int:
+    """CPUs that a batch system (the affinity) or a container (its share of time) has granted; only Linux tells."""
     num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(num_cpus, num_characters // CHARACTERS_PER_WORKER))
+    with contextlib.suppress(OSError, ValueError):  # "max 100000", or microseconds granted in so many
+        granted, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split())
+        num_cpus = min(num_cpus, max(1, granted // period))
+    return num_cpus
 
 
 def map_chunks(

@@ -94,7 +94,7 @@ class AnswerModel:
         row_indexes: Sequence[int],
         batch_size: int,
     ) -> Iterator[dict[int, Response]]:
-        """Answers prompts batch by batch (see iterate_responses), sampling as the options say."""
+        """Answers prompts as rows become free (see iterate_responses), sampling as the options say."""
         assert self.params is not None, "load() comes before answer()"
         return iterate_responses(
             self.params,

@@ -169,7 +169,7 @@ def iterate_responses(
         for row, asked in enumerate(answering):
             if asked is not None and ended_B[row]:
                 reason: Literal["stop", "length"] = "stop" if stopped_B[row] else "length"
-                ended[asked] = Response(tokens_BT[row, : num_tokens_B[row]], reason)
+                ended[asked] = Response(tokens_BT[row, : num_tokens_B[row]].copy(), reason)
                 answering[row] = None
         yield ended
 

@@ -45,11 +45,13 @@ def choose_attention(implementation: str, num_tokens: int, *, platform: str) -> 
     return implementation
 
 
-def visited_blocks(where: Coordinates, *, window: int | None, implementation: str) -> Blocks | None:
+def visited_blocks(
+    where: Coordinates, *, window: int | None, implementation: str, platform: str | None = None
+) -> Blocks | None:
     """What every layer's blockwise attention visits, found once a forward pass; None for the other implementations."""
     if implementation != "blockwise":
         return None
-    if jax.default_backend() == "cpu":
+    if (platform or jax.default_backend()) == "cpu":
         return live_blocks(where, window=window)
     return causal_blocks(where.positions.shape[1])
 

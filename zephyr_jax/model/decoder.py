@@ -13,7 +13,9 @@ size, S ring slots, V vocabulary; C columns of joined matrices.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +26,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from zephyr_jax.model.attention import attention
 from zephyr_jax.model.blockwise_attention import MASKED_SCORE
 from zephyr_jax.model.linear import product, rms_norm
-from zephyr_jax.model.mistral import Params, cast_params, head_matrix, rotary_angles, rotate
+from zephyr_jax.model.mistral import Params, cast_params, head_matrix, over_rows, rotary_angles, rotate
 from zephyr_jax.model.visibility import Coordinates
 from zephyr_jax.recipe import ModelShape
 
@@ -83,10 +85,17 @@ def prepare_params(
     Returns:
       The weights for prefill and decode_step.
     """
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        return _laying_out(shape, dtype, mesh)(params)
+
+
+@functools.lru_cache(maxsize=8)
+def _laying_out(shape: ModelShape, dtype: str, mesh: jax.sharding.Mesh | None) -> Callable[[Params], DecoderParams]:
+    """The compiled form of `_lay_out`, one for all evaluations of a run."""
     join = mesh is None or mesh.shape["tensor"] == 1
-    laid_out = functools.partial(_lay_out, shape=shape, dtype=dtype, join=join)
+    lay_out = functools.partial(_lay_out, shape=shape, dtype=dtype, join=join)
     if mesh is None:
-        return jax.jit(laid_out)(params)
+        return jax.jit(lay_out)
     columns: Any = PartitionSpec("fsdp", "tensor")
     rows: Any = PartitionSpec("tensor", "fsdp")
     whole: Any = PartitionSpec()
@@ -94,8 +103,7 @@ def prepare_params(
     layer = Layer(whole, (columns,) * num[0], rows, whole, (columns,) * num[1], rows)
     specs = DecoderParams(rows, (layer,) * shape.num_hidden_layers, whole, columns)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-    with jax.set_mesh(mesh):
-        return jax.jit(laid_out, out_shardings=shardings)(params)
+    return jax.jit(lay_out, out_shardings=shardings)
 
 
 def _lay_out(params: Params, *, shape: ModelShape, dtype: str, join: bool) -> DecoderParams:
@@ -211,7 +219,7 @@ def prefill(
 
         query = Coordinates(*(part(array) for array in where))
         angles = rotary_angles(query.positions, head_dim=H, theta=shape.rope_theta)
-        x_BTD = _over_rows(params.embedding[part(prompts_BP)])
+        x_BTD = over_rows(params.embedding[part(prompts_BP)])
         keys, values = [], []
         for layer, all_k_BPKH, all_v_BPKH in zip(params.layers, *cache, strict=True):
             q_BTNH, k_BTKH, v_BTKH = _heads(_normed(x_BTD, layer.attention_norm, shape), layer, angles, shape=shape)
@@ -262,7 +270,7 @@ def decode_step(
     # A slot older than the row's first token holds another row's, or nothing.
     mask_BS = _seen(ages_S, positions_B, window=shape.sliding_window)
     angles = rotary_angles(positions_B[:, None], head_dim=shape.head_dim, theta=shape.rope_theta)
-    x_B1D = _over_rows(params.embedding[tokens_B][:, None])
+    x_B1D = over_rows(params.embedding[tokens_B][:, None])
     new_keys, new_values = [], []
     for layer, keys_BKHS, values_BKSH in zip(params.layers, ring.keys, ring.values, strict=True):
         q_B1NH, k_B1KH, v_B1KH = _heads(_normed(x_B1D, layer.attention_norm, shape), layer, angles, shape=shape)
@@ -318,7 +326,7 @@ def _finish_layer(x_BTD: jax.Array, mixed_BTNH: jax.Array, layer: Layer, *, shap
     x_BTD = x_BTD + _linear(rearrange(mixed_BTNH, "B T N H -> B T (N H)"), layer.output)
     F = shape.intermediate_size
     gate_BTF, up_BTF = _columns(_normed(x_BTD, layer.mlp_norm, shape), layer.gate_up, [F, F])
-    return _over_rows(x_BTD + _linear(jax.nn.silu(gate_BTF) * up_BTF, layer.down))
+    return over_rows(x_BTD + _linear(jax.nn.silu(gate_BTF) * up_BTF, layer.down))
 
 
 def _normed(x_BTD: jax.Array, scale_D: jax.Array, shape: ModelShape) -> jax.Array:
@@ -348,10 +356,3 @@ def _two_rows(multiply, rows_BD: jax.Array) -> jax.Array:
     if rows_BD.shape[0] > 1 or rows_BD.dtype == jnp.float32 or jax.default_backend() != "cpu":
         return multiply(rows_BD)
     return multiply(jnp.concatenate([rows_BD, jnp.zeros_like(rows_BD)]))[:1]
-
-
-def _over_rows(x_BTD: jax.Array) -> jax.Array:
-    """Keeps activations split by rows, so that the compiler gathers weights and never activations."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return x_BTD
-    return jax.lax.with_sharding_constraint(x_BTD, PartitionSpec(("data", "fsdp"), None, None))

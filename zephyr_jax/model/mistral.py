@@ -50,11 +50,13 @@ class ModelSettings(NamedTuple):
       attention: auto, xla, blockwise or cudnn; attention.choose_attention settles auto by the row's length.
       remat: none (keep activations), full (keep each layer's input), attention (and what blockwise attention gives),
         mlp (and the two products before the feed-forward's nonlinearity), dots (and all products with weights).
+      platform: what the program is for; None: what JAX runs on here.
     """
 
     compute_dtype: str = "float32"
     attention: str = "xla"
     remat: str = "none"
+    platform: str | None = None
 
 
 class Shared(NamedTuple):
@@ -161,7 +163,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD, shared: Shared):
-        x_BTD = _over_rows(x_BTD)
+        x_BTD = over_rows(x_BTD)
         normed_BTD = Scale(self.shape, name="attention_norm")(x_BTD)
         mixed_BTD = Attention(self.shape, self.settings, name="attention")(normed_BTD, shared)
         x_BTD = x_BTD + mixed_BTD
@@ -182,7 +184,7 @@ class Mistral(nn.Module):
         x_BTD, head_VD = _embed(embedding_VD, tokens_BT)
         if not s.tie_word_embeddings:
             head_VD = self.param("head", init, (s.vocab_size, s.hidden_size))
-        x_BTD = _over_rows(x_BTD.astype(self.settings.compute_dtype))
+        x_BTD = over_rows(x_BTD.astype(self.settings.compute_dtype))
         layers = nn.scan(
             _with_remat(Block, self.settings.remat),
             variable_axes={"params": 0},
@@ -191,7 +193,9 @@ class Mistral(nn.Module):
             length=s.num_hidden_layers,
         )(s, self.settings, name="layers")
         angles = rotary_angles(where.positions, head_dim=s.head_dim, theta=s.rope_theta)
-        blocks = visited_blocks(where, window=s.sliding_window, implementation=self.settings.attention)
+        blocks = visited_blocks(
+            where, window=s.sliding_window, implementation=self.settings.attention, platform=self.settings.platform
+        )
         x_BTD, _ = layers(x_BTD, Shared(where, *angles, blocks))
         return Scale(s, name="final_norm")(x_BTD), head_VD
 
@@ -232,7 +236,7 @@ def _embed_backward(tokens_BT, gradients):
 _embed.defvjp(_embed_forward, _embed_backward)
 
 
-def _over_rows(x_BTD: jax.Array) -> jax.Array:
+def over_rows(x_BTD: jax.Array) -> jax.Array:
     """Keeps activations split by rows, so that the compiler gathers parameters and never activations."""
     if jax.sharding.get_abstract_mesh().empty:
         return x_BTD
@@ -297,11 +301,12 @@ def hidden_states_and_head(
     """
     branches_BT = jnp.zeros_like(segments_BT) if branches_BT is None else branches_BT
     where = Coordinates(positions_BT, segments_BT, branches_BT)
-    chosen = choose_attention(settings.attention, tokens_BT.shape[1], platform=jax.default_backend())
-    module = Mistral(shape, settings._replace(attention=chosen))
+    platform = settings.platform or jax.default_backend()
+    chosen = choose_attention(settings.attention, tokens_BT.shape[1], platform=platform)
+    module = Mistral(shape, settings._replace(attention=chosen, platform=platform))
     # On a CPU every product casts its weight, and gives a float32 gradient: elsewhere that would send float32 weights
     # between the devices, here it saves passes over all parameters.
-    cast = params if jax.default_backend() == "cpu" else cast_params(params, settings.compute_dtype)
+    cast = params if platform == "cpu" else cast_params(params, settings.compute_dtype)
     return module.apply({"params": cast}, tokens_BT, where)
 
 

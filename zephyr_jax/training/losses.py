@@ -138,8 +138,8 @@ _scores.defvjp(_scores_forward, _scores_backward)
 def _parts(head_VD: jax.Array) -> jax.Array:
     """The head as [C, n, D]: part i of n holds the ids i, n + i, 2 n + i, ...
 
-    So a vocabulary that is split over devices is split in every part. Where no number of parts divides it, the last ids
-    are filler.
+    So a vocabulary that is split over devices is split in every part (where the split divides C; else XLA moves rows).
+    Where no number of parts divides the vocabulary, the last ids are filler, and the head is copied.
     """
     vocab_size = head_VD.shape[0]
     least = -(-vocab_size // MAX_PART_IDS)
