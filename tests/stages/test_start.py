@@ -113,7 +113,7 @@ def test_weights_that_are_not_there_are_an_error_that_names_them(tmp_path):
 
 def test_settings_are_the_recipes(tmp_path):
     model = MODEL | {"compute_dtype": "bfloat16", "attention": "blockwise", "remat": "dots"}
-    assert model_settings(make_recipe(tmp_path, model=model)) == ("bfloat16", "blockwise", "dots")
+    assert model_settings(make_recipe(tmp_path, model=model)) == ("bfloat16", "blockwise", "dots", None)
 
 
 def test_the_attention_that_rows_get_is_said(tmp_path, capsys):
