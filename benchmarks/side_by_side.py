@@ -163,9 +163,11 @@ def machine() -> dict[str, Any]:
 
 
 def report_head(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What every report begins with: the day, the machine, the settings."""
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
-    return {"date": datetime.date.today().isoformat(), "machine": machine(), "settings": plain}
+    """What every report begins with: the day, the machine, the settings but for those that name places on it."""
+    kept = {
+        name: value for name, value in settings.items() if not isinstance(value, Path) and not name.endswith("_python")
+    }
+    return {"date": datetime.date.today().isoformat(), "machine": machine(), "settings": kept}
 
 
 def write_report(report: Mapping[str, Any], name: str, *, out: Path | None) -> None:
