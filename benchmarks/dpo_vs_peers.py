@@ -19,15 +19,14 @@ nothing recomputed, no padding, no attention scores) over a side's time, against
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmarks import side_by_side
-from benchmarks.side_by_side import HERE, MALLOC_TUNED, OURS, Turn
+from benchmarks.side_by_side import OURS, Turn
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # of a step's loss
 TUNIX = "tunix"
@@ -39,19 +38,18 @@ TUNIX_STEPS_COMPARED_IN_BFLOAT16 = 2
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
-    parser.add_argument("--batch-size", type=int, default=2, help="pairs of an optimizer step (%(default)s)")
-    parser.add_argument("--limit", type=int, help="pairs, from the file's start; default: four batches")
+    side_by_side.add_side_arguments(
+        parser,
+        batch="pairs of an optimizer step",
+        limit="pairs, from the file's start; default: four batches",
+        turns=2,
+        result="dpo",
+    )
     parser.add_argument("--epochs", type=int, default=3, help="passes of a turn, the first not counted (%(default)s)")
-    parser.add_argument("--turns", type=int, default=2, help="(%(default)s)")
-    parser.add_argument("--our-python", default=sys.executable, help="Python of our side; default: this one")
-    parser.add_argument("--trl-python", default=sys.executable, help="Python of an environment with TRL")
     parser.add_argument("--tunix-python", help="Python of an environment with tunix; default: without it")
-    parser.add_argument("--with-tuned-malloc", action="store_true", help="TRL also with our malloc settings")
     parser.add_argument(
         "--trl-gradient-checkpointing", action="store_true", help="where TRL's batch does not fit in memory otherwise"
     )
-    parser.add_argument("--out", type=Path, help="JSON; default: benchmarks/results/dpo_DTYPE_bSIZE_DATE.json")
     arguments = parser.parse_args()
     arguments.limit = arguments.limit or 4 * arguments.batch_size
     if arguments.limit % arguments.batch_size or arguments.epochs < 2:
@@ -64,42 +62,32 @@ def main() -> None:
     data = side_by_side.data_file("preferences_train.jsonl")
     with tempfile.TemporaryDirectory() as scratch:
         inputs = Path(scratch) / "inputs"
-        work = side_by_side.run_worker(
-            arguments.our_python,
-            "ours/write_inputs.py",
-            kind="pairs",
+        work = side_by_side.write_inputs(arguments, "pairs", data, max_length=1024, out=inputs)
+        sides = {OURS: lambda turn: run_ours(arguments, Path(scratch) / f"runs{turn}", inputs)}
+        sides |= side_by_side.trl_sides(
+            arguments,
+            "peers/trl_dpo.py",
+            functools.partial(_with_passes, epochs=arguments.epochs),
+            model=inputs / "model",
             data=data,
             limit=arguments.limit,
-            max_length=1024,
-            batch_size=arguments.batch_size,
-            out=inputs,
+            epochs=arguments.epochs,
+            gradient_checkpointing=arguments.trl_gradient_checkpointing,
         )
-        sides = {
-            OURS: lambda turn: run_ours(arguments, Path(scratch) / f"runs{turn}", inputs),
-            "trl": lambda turn: run_trl(arguments, inputs, data, malloc_tuned=False),
-        }
-        if arguments.with_tuned_malloc:
-            sides["trl" + MALLOC_TUNED] = lambda turn: run_trl(arguments, inputs, data, malloc_tuned=True)
         if arguments.tunix_python:
             sides[TUNIX] = lambda turn: run_tunix(arguments, inputs)
         turns = side_by_side.take_turns(sides, arguments.turns, show="passes")
-    check_same_work(arguments, turns, work)
+    check_same_work(arguments, turns)
     report = summarise(arguments, turns, work)
     print(table(report))
     side_by_side.write_report(report, f"dpo_{arguments.dtype}_b{arguments.batch_size}", out=arguments.out)
 
 
 def run_ours(arguments: argparse.Namespace, folder: Path, inputs: Path) -> Turn:
-    """One turn of `train`, as a user runs it; the matmul ceiling before it, and for tunix the reference pass alone."""
-    ceiling, _ = side_by_side.run_process([arguments.our_python, str(HERE / "matmul_ceiling.py")])
-    command = [arguments.our_python, "-m", "zephyr_jax.train", "--config", str(HERE / "dpo.yaml")]
-    command += [f"output_dir={folder}", f"model.compute_dtype={arguments.dtype}", f"ddpo.epochs={arguments.epochs}"]
-    command += [f"ddpo.batch_size={arguments.batch_size}"]
-    command += [f"ddpo.data.train=[{{source: '${{ZEPHYR_DATA}}/preferences_train.jsonl', limit: {arguments.limit}}}]"]
-    _, peak = side_by_side.run_process(command)
-    result = side_by_side.read_stage(folder / "ours/ddpo") | {"peak_gigabytes": peak}
-    result["ceiling"] = json.loads(ceiling)[arguments.dtype]
-    result["passes"] = side_by_side.later_passes(result["seconds"], arguments.epochs)
+    """One turn of `train`; for tunix the reference pass alone after it."""
+    train = f"[{{source: '${{ZEPHYR_DATA}}/preferences_train.jsonl', limit: {arguments.limit}}}]"
+    result = side_by_side.run_train(arguments, "ddpo", folder, "dpo.yaml", [f"ddpo.data.train={train}"])
+    result = _with_passes(result, epochs=arguments.epochs)
     if arguments.tunix_python:
         options = {"inputs": inputs, "batch_size": arguments.batch_size, "dtype": arguments.dtype}
         reference = side_by_side.run_worker(arguments.our_python, "ours/reference_pass.py", **options)
@@ -107,21 +95,8 @@ def run_ours(arguments: argparse.Namespace, folder: Path, inputs: Path) -> Turn:
     return result
 
 
-def run_trl(arguments: argparse.Namespace, inputs: Path, data: Path, *, malloc_tuned: bool) -> Turn:
-    """One turn of TRL."""
-    result = side_by_side.run_worker(
-        arguments.trl_python,
-        "peers/trl_dpo.py",
-        malloc_tuned=malloc_tuned,
-        model=inputs / "model",
-        data=data,
-        limit=arguments.limit,
-        batch_size=arguments.batch_size,
-        epochs=arguments.epochs,
-        dtype=arguments.dtype,
-        gradient_checkpointing=arguments.trl_gradient_checkpointing,
-    )
-    return result | {"passes": side_by_side.later_passes(result["seconds"], arguments.epochs)}
+def _with_passes(result: Turn, *, epochs: int) -> Turn:
+    return result | {"passes": side_by_side.later_passes(result["seconds"], epochs)}
 
 
 def run_tunix(arguments: argparse.Namespace, inputs: Path) -> Turn:
@@ -137,10 +112,8 @@ def run_tunix(arguments: argparse.Namespace, inputs: Path) -> Turn:
     return result | {"passes": [round(sum(result["seconds"][TUNIX_WARM_UP_STEPS:]), 3)]}
 
 
-def check_same_work(arguments: argparse.Namespace, turns: dict[str, list[Turn]], work: dict[str, Any]) -> None:
+def check_same_work(arguments: argparse.Namespace, turns: dict[str, list[Turn]]) -> None:
     """Ends the program unless all sides took the same steps on all pairs: their losses must agree."""
-    if work["pairs"] != arguments.limit:
-        sys.exit(f"{work['pairs']} of {arguments.limit} pairs fit: give a --limit that holds none of the others")
     ours = turns[OURS][0]["losses"]
     for name, results in turns.items():
         theirs, expected = results[0]["losses"], ours
@@ -154,18 +127,7 @@ def check_same_work(arguments: argparse.Namespace, turns: dict[str, list[Turn]],
 def summarise(arguments: argparse.Namespace, turns: dict[str, list[Turn]], work: dict[str, Any]) -> dict[str, Any]:
     """Medians, spreads and ratios over all counted passes."""
     ceiling = statistics.median(result["ceiling"] for result in turns[OURS])
-    sides: dict[str, dict[str, Any]] = {}
-    for name, results in turns.items():
-        seconds = side_by_side.spread([value for result in results for value in result["passes"]])
-        sides[name] = {
-            "pass_seconds": seconds,
-            "response_tokens_per_second": work["target_tokens"] / seconds["median"],
-            "flops_per_second": work["flops"] / seconds["median"],
-            "share_of_ceiling": work["flops"] / seconds["median"] / ceiling,
-            "peak_gigabytes": max(result["peak_gigabytes"] for result in results),
-            "losses": results[0]["losses"],
-            "versions": results[0]["versions"],
-        }
+    sides = {name: side_by_side.rates(results, work, ceiling=ceiling) for name, results in turns.items()}
     ours = sides[OURS]["pass_seconds"]["median"]
     ratios = {name: side["pass_seconds"]["median"] / ours for name, side in sides.items() if name != OURS}
     report = side_by_side.report_head(vars(arguments)) | {"work": work, "matmul_ceiling_flops_per_second": ceiling}
@@ -186,7 +148,7 @@ def table(report: dict[str, Any]) -> str:
                 name,
                 side_by_side.seconds_text(side["pass_seconds"]),
                 f"{report['time_over_ours'][name]:.2f}" if name != OURS else "",
-                f"{side['response_tokens_per_second']:.0f}",
+                f"{side['target_tokens_per_second']:.0f}",
                 f"{side['flops_per_second'] / 1e9:.0f}",
                 f"{side['share_of_ceiling']:.0%}",
                 f"{side['peak_gigabytes']:.1f}",

@@ -14,15 +14,15 @@ tells glibc for itself.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import side_by_side
-from benchmarks.side_by_side import MALLOC_TUNED, OURS, Turn
+from benchmarks.side_by_side import OURS, Turn
 
 # Of an answer's log-prob, relative. In bfloat16 the two round at other places.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02}
@@ -30,47 +30,27 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
-    parser.add_argument("--batch-size", type=int, default=8, help="pairs (%(default)s)")
-    parser.add_argument("--limit", type=int, default=32, help="pairs, from the file's start (%(default)s)")
-    parser.add_argument("--turns", type=int, default=3, help="(%(default)s)")
-    parser.add_argument("--our-python", default=sys.executable, help="Python of our side; default: this one")
-    parser.add_argument("--trl-python", default=sys.executable, help="Python of an environment with TRL")
-    parser.add_argument("--with-tuned-malloc", action="store_true", help="TRL also with our malloc settings")
-    parser.add_argument("--out", type=Path, help="JSON; default: benchmarks/results/reference_DTYPE_bSIZE_DATE.json")
+    side_by_side.add_side_arguments(
+        parser, batch="pairs", limit="pairs, from the file's start (%(default)s)", turns=3, result="reference"
+    )
+    parser.set_defaults(batch_size=8, limit=16)
     arguments = parser.parse_args()
     if arguments.limit % arguments.batch_size:
         parser.error("wanted a --limit that --batch-size divides")
     data = side_by_side.data_file("preferences_train.jsonl")
-    size = {"batch_size": arguments.batch_size, "dtype": arguments.dtype}
     with tempfile.TemporaryDirectory() as scratch:
         inputs = Path(scratch) / "inputs"
-        work = side_by_side.run_worker(
-            arguments.our_python,
-            "ours/write_inputs.py",
-            kind="pairs",
+        work = side_by_side.write_inputs(arguments, "pairs", data, max_length=1024, out=inputs)
+        options = {"inputs": inputs, "batch_size": arguments.batch_size, "dtype": arguments.dtype}
+        sides = {OURS: lambda turn: side_by_side.run_worker(arguments.our_python, "ours/reference_pass.py", **options)}
+        sides |= side_by_side.trl_sides(
+            arguments,
+            "peers/trl_reference.py",
+            lambda result: result,
+            model=inputs / "model",
             data=data,
             limit=arguments.limit,
-            max_length=1024,
-            batch_size=arguments.batch_size,
-            out=inputs,
         )
-        if work["pairs"] != arguments.limit:
-            sys.exit(f"{work['pairs']} of {arguments.limit} pairs fit: give a --limit that holds none of the others")
-
-        def trl(turn: int, *, malloc_tuned: bool = False) -> Turn:
-            options = {"model": inputs / "model", "data": data, "limit": arguments.limit} | size
-            program = "peers/trl_reference.py"
-            return side_by_side.run_worker(arguments.trl_python, program, malloc_tuned=malloc_tuned, **options)
-
-        sides = {
-            OURS: lambda turn: side_by_side.run_worker(
-                arguments.our_python, "ours/reference_pass.py", inputs=inputs, **size
-            ),
-            "trl": trl,
-        }
-        if arguments.with_tuned_malloc:
-            sides["trl" + MALLOC_TUNED] = lambda turn: trl(turn, malloc_tuned=True)
         turns = side_by_side.take_turns(sides, arguments.turns, show="seconds")
     report = summarise(arguments, turns, work)
     print(table(report))
@@ -79,10 +59,10 @@ def main() -> None:
 
 def compare_log_probs(ours: Sequence[float], theirs: Sequence[float], *, name: str, dtype: str) -> dict[str, float]:
     """Ends the program unless every answer's log-prob agrees; how far they differ, relative and in nats."""
+    what = f"log-probs of {name}"
+    side_by_side.check_close(what, ours, theirs, tolerance=math.inf)  # as many, and no NaN
     relative = [b / a for a, b in zip(ours, theirs, strict=True)]
-    worst = side_by_side.check_close(
-        f"log-probs of {name} over ours", [1.0] * len(ours), relative, tolerance=TOLERANCE[dtype]
-    )
+    worst = side_by_side.check_close(f"{what} over ours", [1.0] * len(ours), relative, tolerance=TOLERANCE[dtype])
     nats = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
     return {"relative": worst, "most_nats": max(nats), "mean_nats": statistics.mean(nats)}
 

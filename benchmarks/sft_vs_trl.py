@@ -14,7 +14,7 @@ must agree. The first pass (compilation, first touches of memory) is left out. T
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import statistics
 import sys
 import tempfile
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import side_by_side
-from benchmarks.side_by_side import HERE, MALLOC_TUNED, OURS, Turn
+from benchmarks.side_by_side import OURS, Turn
 
 # Of the mean loss of a target token over the first pass. The sides pack other dialogues into a step, so that the small
 # updates in the pass fall on other ones.
@@ -31,36 +31,26 @@ TOLERANCE = {"float32": 0.002, "bfloat16": 0.02}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
-    parser.add_argument("--batch-size", type=int, default=2, help="packed rows of an optimizer step (%(default)s)")
+    side_by_side.add_side_arguments(
+        parser, batch="packed rows of an optimizer step", limit="dialogues (%(default)s)", turns=2, result="sft"
+    )
     parser.add_argument("--max-length", type=int, default=1024, help="tokens of a row (%(default)s)")
-    parser.add_argument("--limit", type=int, default=48, help="dialogues (%(default)s)")
     parser.add_argument("--epochs", type=int, default=3, help="passes of a turn, the first not counted (%(default)s)")
-    parser.add_argument("--turns", type=int, default=2, help="(%(default)s)")
-    parser.add_argument("--our-python", default=sys.executable, help="Python of our side; default: this one")
-    parser.add_argument("--trl-python", default=sys.executable, help="Python of an environment with TRL")
-    parser.add_argument("--with-tuned-malloc", action="store_true", help="TRL also with our malloc settings")
-    parser.add_argument("--out", type=Path, help="JSON; default: benchmarks/results/sft_DTYPE_bSIZE_DATE.json")
+    parser.set_defaults(limit=48)
     arguments = parser.parse_args()
     data = side_by_side.data_file("chat_train.jsonl")
     with tempfile.TemporaryDirectory() as scratch:
         inputs = Path(scratch) / "inputs"
-        work = side_by_side.run_worker(
-            arguments.our_python,
-            "ours/write_inputs.py",
-            kind="dialogues",
-            data=data,
-            limit=arguments.limit,
+        work = side_by_side.write_inputs(arguments, "dialogues", data, max_length=arguments.max_length, out=inputs)
+        sides = {OURS: lambda turn: run_ours(arguments, Path(scratch) / f"runs{turn}", inputs, work)}
+        sides |= side_by_side.trl_sides(
+            arguments,
+            "peers/trl_sft.py",
+            functools.partial(_with_passes, epochs=arguments.epochs),
+            inputs=inputs,
             max_length=arguments.max_length,
-            batch_size=arguments.batch_size,
-            out=inputs,
+            epochs=arguments.epochs,
         )
-        sides = {
-            OURS: lambda turn: run_ours(arguments, Path(scratch) / f"runs{turn}", inputs, work),
-            "trl": lambda turn: run_trl(arguments, inputs, malloc_tuned=False),
-        }
-        if arguments.with_tuned_malloc:
-            sides["trl" + MALLOC_TUNED] = lambda turn: run_trl(arguments, inputs, malloc_tuned=True)
         turns = side_by_side.take_turns(sides, arguments.turns, show="passes")
     check_same_work(arguments, turns, work)
     report = summarise(arguments, turns, work)
@@ -69,35 +59,14 @@ def main() -> None:
 
 
 def run_ours(arguments: argparse.Namespace, folder: Path, inputs: Path, work: dict[str, Any]) -> Turn:
-    """One turn of `train`, as a user runs it, after the matmul ceiling."""
-    ceiling, _ = side_by_side.run_process([arguments.our_python, str(HERE / "matmul_ceiling.py")])
-    command = [arguments.our_python, "-m", "zephyr_jax.train", "--config", str(HERE / "sft.yaml")]
-    command += [f"output_dir={folder}", f"model.compute_dtype={arguments.dtype}", f"dsft.epochs={arguments.epochs}"]
-    command += [f"dsft.batch_size={arguments.batch_size}", f"dsft.max_length={arguments.max_length}"]
-    command += [f"dsft.data.train=['{inputs / 'dialogues.jsonl'}']"]
-    _, peak = side_by_side.run_process(command)
-    result = side_by_side.read_stage(folder / "ours/dsft") | {"peak_gigabytes": peak}
-    result["ceiling"] = json.loads(ceiling)[arguments.dtype]
+    """One turn of `train`."""
+    overrides = [f"dsft.max_length={arguments.max_length}", f"dsft.data.train=['{inputs / 'dialogues.jsonl'}']"]
+    result = side_by_side.run_train(arguments, "dsft", folder, "sft.yaml", overrides)
     result |= {"rows": work["our_rows"], "step_targets": work["our_step_targets"]}
-    return _with_passes(result, arguments.epochs)
+    return _with_passes(result, epochs=arguments.epochs)
 
 
-def run_trl(arguments: argparse.Namespace, inputs: Path, *, malloc_tuned: bool) -> Turn:
-    """One turn of TRL."""
-    result = side_by_side.run_worker(
-        arguments.trl_python,
-        "peers/trl_sft.py",
-        malloc_tuned=malloc_tuned,
-        inputs=inputs,
-        max_length=arguments.max_length,
-        batch_size=arguments.batch_size,
-        epochs=arguments.epochs,
-        dtype=arguments.dtype,
-    )
-    return _with_passes(result, arguments.epochs)
-
-
-def _with_passes(result: Turn, epochs: int) -> Turn:
+def _with_passes(result: Turn, *, epochs: int) -> Turn:
     """The result with the seconds of its counted passes, and the mean loss of a target token over the first one."""
     weights = result["step_targets"]
     first = sum(loss * weight for loss, weight in zip(result["losses"], weights, strict=False)) / sum(weights)
@@ -106,8 +75,6 @@ def _with_passes(result: Turn, epochs: int) -> Turn:
 
 def check_same_work(arguments: argparse.Namespace, turns: dict[str, list[Turn]], work: dict[str, Any]) -> None:
     """Ends the program unless all sides learnt the same target tokens, at the same loss."""
-    if work["dialogues"] != arguments.limit:
-        sys.exit(f"{work['dialogues']} of {arguments.limit} dialogues are there that fit: give a smaller --limit")
     if turns[OURS][0]["batches"]["target_tokens"] != arguments.epochs * work["target_tokens"]:
         sys.exit("train counted other target tokens than write_inputs.py")
     for name, results in turns.items():
@@ -121,21 +88,12 @@ def check_same_work(arguments: argparse.Namespace, turns: dict[str, list[Turn]],
 def summarise(arguments: argparse.Namespace, turns: dict[str, list[Turn]], work: dict[str, Any]) -> dict[str, Any]:
     """Medians, spreads and ratios over all counted passes."""
     ceiling = statistics.median(result["ceiling"] for result in turns[OURS])
-    sides: dict[str, dict[str, Any]] = {}
-    for name, results in turns.items():
-        seconds = side_by_side.spread([value for result in results for value in result["passes"]])
-        sides[name] = {
-            "pass_seconds": seconds,
-            "rows": results[0]["rows"],
-            "steps": len(results[0]["step_targets"]),
-            "target_tokens_per_second": work["target_tokens"] / seconds["median"],
-            "flops_per_second": work["flops"] / seconds["median"],
-            "share_of_ceiling": work["flops"] / seconds["median"] / ceiling,
-            "peak_gigabytes": max(result["peak_gigabytes"] for result in results),
-            "first_pass_loss": results[0]["first_pass_loss"],
-            "losses": results[0]["losses"],
-            "versions": results[0]["versions"],
-        }
+    sides = {
+        name: side_by_side.rates(results, work, ceiling=ceiling)
+        | {"steps": len(results[0]["step_targets"])}
+        | {entry: results[0][entry] for entry in ("rows", "first_pass_loss")}
+        for name, results in turns.items()
+    }
     ours = sides[OURS]["target_tokens_per_second"]
     return side_by_side.report_head(vars(arguments)) | {
         "work": work,

@@ -7,7 +7,9 @@ Not here: what is measured (dpo_vs_peers.py and its neighbours).
 
 from __future__ import annotations
 
+import argparse
 import datetime
+import functools
 import json
 import os
 import platform
@@ -25,6 +27,105 @@ MALLOC_TUNED = ", malloc tuned"
 # What `train` tells glibc by itself (zephyr_jax/host_memory.py), for a peer whose user knows of it.
 MALLOC_VARIABLES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
 Turn = dict[str, Any]
+Sides = dict[str, Callable[[int], Turn]]  # by name, (number of the turn from 0) -> result
+
+
+def add_side_arguments(parser: argparse.ArgumentParser, *, batch: str, limit: str, turns: int, result: str) -> None:
+    """The options that every comparison with TRL has.
+
+    Args:
+      parser: gets them.
+      batch: what `--batch-size` counts.
+      limit: what `--limit` counts; its default is the caller's.
+      turns: default of `--turns`.
+      result: the default file of results/, for the help.
+    """
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--batch-size", type=int, default=2, help=f"{batch} (%(default)s)")
+    parser.add_argument("--limit", type=int, help=limit)
+    parser.add_argument("--turns", type=int, default=turns, help="(%(default)s)")
+    parser.add_argument("--our-python", default=sys.executable, help="Python of our side; default: this one")
+    parser.add_argument("--trl-python", default=sys.executable, help="Python of an environment with TRL")
+    parser.add_argument("--with-tuned-malloc", action="store_true", help="TRL also with our malloc settings")
+    parser.add_argument("--out", type=Path, help=f"JSON; default: benchmarks/results/{result}_DTYPE_bSIZE_DATE.json")
+
+
+def write_inputs(arguments: argparse.Namespace, kind: str, data: Path, *, max_length: int, out: Path) -> Turn:
+    """Writes the model and the rows (ours/write_inputs.py); ends the program where fewer fit than were asked for.
+
+    Args:
+      arguments: of `add_side_arguments`.
+      kind: pairs or dialogues.
+      data: the file that they come from.
+      max_length: the most tokens of one.
+      out: the folder to write to.
+
+    Returns:
+      What a pass over them holds: rows, tokens, target tokens, FLOPs.
+    """
+    size = {"limit": arguments.limit, "max_length": max_length, "batch_size": arguments.batch_size}
+    work = run_worker(arguments.our_python, "ours/write_inputs.py", kind=kind, data=data, out=out, **size)
+    if work[kind] != arguments.limit:
+        sys.exit(f"{work[kind]} of {arguments.limit} {kind} fit whole: give a --limit that holds none of the others")
+    return work
+
+
+def trl_sides(arguments: argparse.Namespace, program: str, finish: Callable[[Turn], Turn], **options: object) -> Sides:
+    """TRL's side, and with `--with-tuned-malloc` the same with what `train` tells glibc for itself.
+
+    Args:
+      arguments: of `add_side_arguments`.
+      program: the worker.
+      finish: adds to its result what the caller compares.
+      **options: of the worker, beside batch size and dtype.
+    """
+    options |= {"batch_size": arguments.batch_size, "dtype": arguments.dtype}
+
+    def run(turn: int, *, malloc_tuned: bool = False) -> Turn:
+        return finish(run_worker(arguments.trl_python, program, malloc_tuned=malloc_tuned, **options))
+
+    tuned = {"trl" + MALLOC_TUNED: functools.partial(run, malloc_tuned=True)} if arguments.with_tuned_malloc else {}
+    return {"trl": run} | tuned
+
+
+def run_train(arguments: argparse.Namespace, stage: str, folder: Path, config: str, overrides: Sequence[str]) -> Turn:
+    """One turn of `train`, as a user runs it, after the matmul ceiling of the moment.
+
+    Args:
+      arguments: of `add_side_arguments`, and `epochs`.
+      stage: dsft or ddpo.
+      folder: where the run goes.
+      config: the recipe's file in this folder.
+      overrides: of the recipe, beside dtype, batch size and epochs.
+    """
+    ceiling, _ = run_process([arguments.our_python, str(HERE / "matmul_ceiling.py")])
+    command = [arguments.our_python, "-m", "zephyr_jax.train", "--config", str(HERE / config), f"output_dir={folder}"]
+    command += [f"model.compute_dtype={arguments.dtype}", f"{stage}.epochs={arguments.epochs}"]
+    _, peak = run_process([*command, f"{stage}.batch_size={arguments.batch_size}", *overrides])
+    return read_stage(folder / "ours" / stage) | {
+        "peak_gigabytes": peak,
+        "ceiling": json.loads(ceiling)[arguments.dtype],
+    }
+
+
+def rates(results: Sequence[Turn], work: Mapping[str, Any], *, ceiling: float) -> dict[str, Any]:
+    """What every table of training steps says of a side, over all its counted passes.
+
+    Args:
+      results: of its turns.
+      work: what a pass holds.
+      ceiling: FLOP/s of the best matmul in the same run.
+    """
+    seconds = spread([value for result in results for value in result["passes"]])
+    return {
+        "pass_seconds": seconds,
+        "target_tokens_per_second": work["target_tokens"] / seconds["median"],
+        "flops_per_second": work["flops"] / seconds["median"],
+        "share_of_ceiling": work["flops"] / seconds["median"] / ceiling,
+        "peak_gigabytes": max(result["peak_gigabytes"] for result in results),
+        "losses": results[0]["losses"],
+        "versions": results[0]["versions"],
+    }
 
 
 def environment(*, malloc_tuned: bool = False) -> dict[str, str]:

@@ -58,7 +58,7 @@ def test_tunix_is_compared_with_our_pass_and_our_reference_pass_together():
     turns["ours"] = [turn | {"reference_seconds": 1.5} for turn in turns["ours"]]
     tunix = {"seconds": [90, 60, 25, 25], "losses": [0.7] * 4, "passes": [50.0]}
     turns["tunix"] = [tunix | {"versions": VERSIONS, "peak_gigabytes": 9.0}]
-    dpo_vs_peers.check_same_work(DPO, turns, WORK)
+    dpo_vs_peers.check_same_work(DPO, turns)
     report = dpo_vs_peers.summarise(DPO, turns, WORK)
     assert report["time_over_ours"]["tunix"] == pytest.approx(10.0)
     assert "our reference pass of 1.5 s together" in dpo_vs_peers.table(report)
@@ -68,22 +68,33 @@ def test_tunix_in_bfloat16_is_held_to_our_losses_before_the_first_update_alone()
     arguments = argparse.Namespace(**(vars(DPO) | {"dtype": "bfloat16"}))
     turns = _dpo_turns()
     turns["tunix"] = [{"losses": [0.75, 0.65, 9.0, 9.0]}]
-    dpo_vs_peers.check_same_work(arguments, turns, WORK)
+    dpo_vs_peers.check_same_work(arguments, turns)
     for losses in ([0.75, 0.45, 0.7, 0.7], [0.7] * 3):
         turns["tunix"] = [{"losses": losses}]
         with pytest.raises(SystemExit, match="losses of tunix.*not the same work"):
-            dpo_vs_peers.check_same_work(arguments, turns, WORK)
+            dpo_vs_peers.check_same_work(arguments, turns)
 
 
 @pytest.mark.parametrize("losses", [[0.7] * 5, [0.7] * 5 + [0.702], [0.7] * 5 + [float("nan")]])
 def test_sides_that_did_other_work_end_the_program(losses):
     turns = _dpo_turns()
-    dpo_vs_peers.check_same_work(DPO, turns, WORK)
+    dpo_vs_peers.check_same_work(DPO, turns)
     turns[TUNED][0]["losses"] = losses
     with pytest.raises(SystemExit, match="malloc tuned.*not the same work"):
-        dpo_vs_peers.check_same_work(DPO, turns, WORK)
-    with pytest.raises(SystemExit, match="3 of 4 pairs fit"):
-        dpo_vs_peers.check_same_work(DPO, _dpo_turns(), WORK | {"pairs": 3})
+        dpo_vs_peers.check_same_work(DPO, turns)
+
+
+@pytest.mark.parametrize("kind", ["pairs", "dialogues"])
+def test_rows_that_do_not_all_fit_whole_end_the_program_before_any_side_runs(kind, monkeypatch, tmp_path):
+    """TRL leaves out a pair whose prompt alone is too long, where we would cut it."""
+    asked = argparse.Namespace(limit=4, batch_size=2, our_python="python")
+    written = {"pairs": 4, "dialogues": 4}
+    monkeypatch.setattr(side_by_side, "run_worker", lambda *_, **__: written)
+    where = {"max_length": 8, "out": tmp_path}
+    assert side_by_side.write_inputs(asked, kind, tmp_path, **where) == written
+    written[kind] = 3
+    with pytest.raises(SystemExit, match=f"3 of 4 {kind} fit whole"):
+        side_by_side.write_inputs(asked, kind, tmp_path, **where)
 
 
 def test_sft_is_compared_in_target_tokens_a_second_whatever_the_packing():
@@ -93,7 +104,7 @@ def test_sft_is_compared_in_target_tokens_a_second_whatever_the_packing():
     batches = {"target_tokens": 1800}
     ours = _turn([9, 9, 2, 2, 2, 2], 1.5, rows=3, step_targets=[400, 200], batches=batches)
     trl = _turn([9, 9, 9, 3, 3, 3, 3, 3, 3], 2.5, rows=5, step_targets=[250, 250, 100])
-    turns = {"ours": [sft_vs_trl._with_passes(ours, 3)], "trl": [sft_vs_trl._with_passes(trl, 3)]}
+    turns = {"ours": [sft_vs_trl._with_passes(ours, epochs=3)], "trl": [sft_vs_trl._with_passes(trl, epochs=3)]}
     sft_vs_trl.check_same_work(arguments, turns, work)
     report = sft_vs_trl.summarise(arguments, turns, work)
     assert report["sides"]["ours"]["target_tokens_per_second"] == 150 and report["ours_over"] == {"trl": 9 / 4}
@@ -106,7 +117,7 @@ def test_sft_is_compared_in_target_tokens_a_second_whatever_the_packing():
 def test_the_mean_loss_of_a_pass_is_weighted_by_target_tokens():
     """(3 x 1 + 1 x 5) / 4 = 2; the second pass is not in it."""
     turn = {"seconds": [1, 1, 1, 1], "losses": [1.0, 5.0, 9.0, 9.0], "step_targets": [3, 1]}
-    assert sft_vs_trl._with_passes(turn, 2)["first_pass_loss"] == 2.0
+    assert sft_vs_trl._with_passes(turn, epochs=2)["first_pass_loss"] == 2.0
 
 
 def test_reference_log_probs_are_compared_pair_by_pair():
@@ -119,6 +130,8 @@ def test_reference_log_probs_are_compared_pair_by_pair():
     assert "| trl | 7.0 (7.0 to 7.0) | 3.50 | 0.57 | 86 | 1.0 | 0.0040 |" in reference_vs_trl.table(report)
     with pytest.raises(SystemExit, match="log-probs of trl"):
         reference_vs_trl.compare_log_probs([-100.0], [-101.0], name="trl", dtype="float32")
+    with pytest.raises(SystemExit, match="log-probs of trl.*2 of ours and 1 of theirs"):
+        reference_vs_trl.compare_log_probs([-100.0, -50.0], [-100.0], name="trl", dtype="float32")
 
 
 def test_a_peer_gets_malloc_as_it_comes_unless_it_is_tuned(monkeypatch):

@@ -199,10 +199,9 @@ def _memory(compiled: jax.stages.Compiled) -> ProgramMemory | None:
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
-    in_place = analysis.alias_size_in_bytes
     return ProgramMemory(
         arguments=analysis.argument_size_in_bytes,
-        in_place=in_place,
+        in_place=analysis.alias_size_in_bytes,
         temporaries=analysis.temp_size_in_bytes,
     )
 

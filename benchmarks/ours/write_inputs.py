@@ -48,7 +48,10 @@ def main() -> None:
 
 
 def write_pairs(arguments: argparse.Namespace, tokenizer: ChatTokenizer) -> dict[str, Any]:
-    """Writes the ids of the pairs; returns how many pairs fit, their unique tokens and their response tokens."""
+    """Writes the ids of the pairs; returns how many fit whole, their unique tokens and their response tokens.
+
+    A pair whose prompt we would cut is none of them: TRL leaves it out.
+    """
     source = Source(source=arguments.data, limit=arguments.limit)
     rows, report = read_pairs((source,), seed=0, max_bad_rows=1.0)
     pairs = prepare_pairs(
@@ -64,7 +67,7 @@ def write_pairs(arguments: argparse.Namespace, tokenizer: ChatTokenizer) -> dict
             ids = (part.tolist() for part in pairs[index])
             file.write(json.dumps(dict(zip(("prompt", "chosen", "rejected"), ids, strict=True))) + "\n")
     tokens, targets = int(pairs.lengths.sum()), int(pairs.lengths[:, 1:].sum())
-    return {"pairs": len(pairs), "tokens": tokens, "target_tokens": targets}
+    return {"pairs": len(pairs) - sum(report.cut.values()), "tokens": tokens, "target_tokens": targets}
 
 
 def write_dialogues(arguments: argparse.Namespace, tokenizer: ChatTokenizer) -> dict[str, Any]:

@@ -1,13 +1,17 @@
-"""Seconds of each optimizer step of a transformers `Trainer`, and the arguments that all of TRL's sides share."""
+"""Seconds of each optimizer step of a transformers `Trainer`, and what all of TRL's sides share."""
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import datasets
 import torch
 import transformers
 import trl
@@ -46,6 +50,36 @@ def trainer_arguments(*, batch_size: int, epochs: int, dtype: str, gradient_chec
         "report_to": "none",
         "disable_tqdm": True,
     }
+
+
+def dpo_trainer(
+    folder: str, model: str, rows: Sequence[dict[str, Any]], *, batch_size: int, shared: dict[str, Any], **more: Any
+) -> trl.DPOTrainer:
+    """TRL's trainer on these rows, which has computed their reference log-probs when this returns.
+
+    Args:
+      folder: what it writes goes there.
+      model: a Hugging Face folder, float32, with a chat template.
+      rows: `chosen` and `rejected` dialogues, alike but for the last message.
+      batch_size: pairs.
+      shared: of `trainer_arguments`.
+      **more: of trl.DPOTrainer.
+    """
+    columns = [{"prompt": r["chosen"][:-1], "chosen": r["chosen"][-1:], "rejected": r["rejected"][-1:]} for r in rows]
+    precompute = {"precompute_ref_log_probs": True, "precompute_ref_batch_size": batch_size}
+    return trl.DPOTrainer(
+        model=transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        args=trl.DPOConfig(output_dir=folder, beta=0.1, max_length=1024, **precompute, **shared),
+        train_dataset=datasets.Dataset.from_list(columns),
+        processing_class=transformers.AutoTokenizer.from_pretrained(model),
+        **more,
+    )
+
+
+def first_rows(data: Path, limit: int) -> list[dict[str, Any]]:
+    """The first rows of a file of JSON lines."""
+    with data.open(encoding="utf-8") as lines:
+        return [json.loads(line) for _, line in zip(range(limit), lines, strict=False)]
 
 
 def losses(trainer: Any) -> list[float]:

@@ -10,11 +10,6 @@ import json
 import tempfile
 from pathlib import Path
 
-import datasets
-import torch
-import transformers
-import trl
-
 from benchmarks.peers import step_clock
 
 
@@ -28,9 +23,7 @@ def main() -> None:
     parser.add_argument("--dtype", required=True, choices=["float32", "bfloat16"])
     parser.add_argument("--gradient-checkpointing", required=True, choices=["True", "False"], help="False is faster")
     arguments = parser.parse_args()
-    with arguments.data.open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for _, line in zip(range(arguments.limit), lines, strict=False)]
-    columns = [{"prompt": r["chosen"][:-1], "chosen": r["chosen"][-1:], "rejected": r["rejected"][-1:]} for r in rows]
+    rows = step_clock.first_rows(arguments.data, arguments.limit)
     clock = step_clock.StepClock()
     shared = step_clock.trainer_arguments(
         batch_size=arguments.batch_size,
@@ -39,20 +32,8 @@ def main() -> None:
         gradient_checkpointing=arguments.gradient_checkpointing == "True",
     )
     with tempfile.TemporaryDirectory() as folder:
-        config = trl.DPOConfig(
-            output_dir=folder,
-            precompute_ref_log_probs=True,
-            precompute_ref_batch_size=arguments.batch_size,
-            beta=0.1,
-            max_length=1024,
-            **shared,
-        )
-        trainer = trl.DPOTrainer(
-            model=transformers.AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32),
-            args=config,
-            train_dataset=datasets.Dataset.from_list(columns),
-            processing_class=transformers.AutoTokenizer.from_pretrained(arguments.model),
-            callbacks=[clock],
+        trainer = step_clock.dpo_trainer(
+            folder, arguments.model, rows, batch_size=arguments.batch_size, shared=shared, callbacks=[clock]
         )
         trainer.train()
     result = {"seconds": clock.seconds, "losses": step_clock.losses(trainer), "versions": step_clock.versions()}

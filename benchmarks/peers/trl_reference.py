@@ -14,9 +14,6 @@ import time
 from pathlib import Path
 
 import datasets
-import torch
-import transformers
-import trl
 
 from benchmarks.peers import step_clock
 
@@ -29,26 +26,12 @@ def main() -> None:
     parser.add_argument("--batch-size", required=True, type=int)
     parser.add_argument("--dtype", required=True, choices=["float32", "bfloat16"])
     arguments = parser.parse_args()
-    with arguments.data.open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for _, line in zip(range(arguments.limit), lines, strict=False)]
-    columns = [{"prompt": r["chosen"][:-1], "chosen": r["chosen"][-1:], "rejected": r["rejected"][-1:]} for r in rows]
+    rows = step_clock.first_rows(arguments.data, arguments.limit)
     shared = step_clock.trainer_arguments(
         batch_size=arguments.batch_size, epochs=1, dtype=arguments.dtype, gradient_checkpointing=False
     )
     with tempfile.TemporaryDirectory() as folder:
-        config = trl.DPOConfig(
-            output_dir=folder,
-            precompute_ref_log_probs=True,
-            precompute_ref_batch_size=arguments.batch_size,
-            max_length=1024,
-            **shared,
-        )
-        trainer = trl.DPOTrainer(
-            model=transformers.AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32),
-            args=config,
-            train_dataset=datasets.Dataset.from_list(columns),
-            processing_class=transformers.AutoTokenizer.from_pretrained(arguments.model),
-        )
+        trainer = step_clock.dpo_trainer(folder, arguments.model, rows, batch_size=arguments.batch_size, shared=shared)
         tokenised = trainer.train_dataset.remove_columns(["ref_chosen_logps", "ref_rejected_logps"])
         again = datasets.Dataset.from_list(tokenised.to_list())
         began = time.perf_counter()
