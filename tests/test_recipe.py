@@ -364,6 +364,7 @@ def test_an_override_through_a_null_or_absent_block_says_so(write) -> None:
         ("=3", "wanted key.path=value"),
         ("ddpo..beta=3", "wanted key.path=value"),
         ("ddpo.betta=3", "unknown key 'ddpo.betta'; did you mean 'ddpo.beta'?"),
+        ("ddpo.bata=3", "unknown key 'ddpo.bata'; did you mean 'ddpo.data' or 'ddpo.beta'?"),
         ("dpo.beta=3", "unknown key 'dpo'; did you mean 'ddpo'?"),
         ("name.x=3", "'name' is the text 'small' at r.yaml:1 and is replaced as a whole"),
         ("ddpo.data.train.source=x", "'ddpo.data.train' is a list at r.yaml:10 and is replaced as a whole"),

@@ -309,12 +309,10 @@ def _suggest(key: Key, options_type: type[pydantic.BaseModel]) -> str:
         block_type = typing.get_args(block_type)[0] if isinstance(part, int) else _annotation_of(block_type, part)
     known = list(_core(block_type).model_fields)
     name, parent = str(key[-1]), key[:-1]
-    near = difflib.get_close_matches(name, known, n=1)
-    if near:
-        return f"did you mean '{_dotted((*parent, near[0]))}'?"
-    elsewhere = [path for path in _all_keys(options_type) if path[-1] == name]
-    if elsewhere:
-        return f"did you mean {' or '.join(repr(_dotted(path)) for path in elsewhere[:3])}?"
+    near = [(*parent, match) for match in difflib.get_close_matches(name, known, n=2)]
+    meant = near or [path for path in _all_keys(options_type) if path[-1] == name][:3]
+    if meant:
+        return f"did you mean {' or '.join(repr(_dotted(path)) for path in meant)}?"
     return f"{_dotted(parent) or 'a recipe'} knows: {', '.join(known)}"
 
 
