@@ -56,7 +56,7 @@ DOORS = {
     "safetensors": ("model",),
     "gguf": ("model", "data.tokenizer_files"),
     "flax": ("model",),
-    "optax": ("training.optimizer", "training.step"),
+    "optax": ("training.optimizer", "training.step", "training.sharded_step"),
     "orbax": ("training.checkpoint",),
     "tensorboardX": ("training.metrics",),
 }

@@ -24,22 +24,14 @@ from tqdm import tqdm
 from zephyr_jax.compilation import Program, bytes_per_device, compile_ahead, count_compilations
 from zephyr_jax.data.loader import StepBatches
 from zephyr_jax.data.prefetch import prefetch
-from zephyr_jax.model.mistral import PARTITION_RULES
 from zephyr_jax.recipe import StageOptions
 from zephyr_jax.records import InputError
-from zephyr_jax.sharding import place_batch, replicated, tree_shardings
+from zephyr_jax.sharding import place_batch, replicated
 from zephyr_jax.training.checkpoint import Checkpoints
 from zephyr_jax.training.metrics import MetricsLog, ProgressBar
 from zephyr_jax.training.objectives import Objective, Totals
-from zephyr_jax.training.optimizer import make_optimizer, make_schedule
-from zephyr_jax.training.step import (
-    TrainState,
-    add_totals,
-    finish,
-    init_state,
-    make_eval_step,
-    make_train_step,
-)
+from zephyr_jax.training.sharded_step import make_sharded_step
+from zephyr_jax.training.step import TrainState, add_totals, finish, make_eval_step
 
 HOST_ARRAYS = ("num_tokens", "pair_rows")  # parts of a step batch that no device needs
 
@@ -108,27 +100,22 @@ def run_stage(task: StageTask, *, mesh: jax.sharding.Mesh) -> StageResult:
       KeyboardInterrupt: SIGINT or SIGTERM came; the step under way was finished and saved.
       FloatingPointError: the loss is not finite.
     """
-    schedule = make_schedule(task.options, task.batches.num_steps)
-    optimizer = make_optimizer(task.options, schedule)
-    abstract_state = jax.eval_shape(lambda params: init_state(params, optimizer), task.abstract_params)
-    shardings = tree_shardings(abstract_state, PARTITION_RULES, mesh)
-    train_step = jax.jit(
-        make_train_step(task.objective, optimizer, schedule=schedule, max_grad_norm=task.options.max_grad_norm),
-        in_shardings=(shardings, None),
-        out_shardings=(shardings, replicated(mesh)),
-        donate_argnums=0,
+    sharded = make_sharded_step(
+        task.objective,
+        task.options,
+        num_steps=task.batches.num_steps,
+        abstract_params=task.abstract_params,
+        mesh=mesh,
     )
     checkpoints = Checkpoints(task.folder / "checkpoints", keep=task.options.keep_checkpoints)
     if checkpoints.latest_step() is None:
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, sharded.abstract_state)
         params = task.load_params(shardings.params)
-        opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
+        opt_state = jax.jit(sharded.optimizer.init, out_shardings=shardings.opt_state)(params)
         state = TrainState(step=jax.device_put(np.int32(0), shardings.step), params=params, opt_state=opt_state)
         progress: dict[str, Any] = {"step": 0, "num_tokens": 0, "seconds": 0.0}
     else:
-        placed = jax.tree.map(
-            lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), abstract_state, shardings
-        )
-        state, progress = checkpoints.restore(placed)
+        state, progress = checkpoints.restore(sharded.abstract_state)
         if progress["data"] != task.data_fingerprint:
             checkpoints.close()
             raise InputError(
@@ -136,7 +123,7 @@ def run_stage(task: StageTask, *, mesh: jax.sharding.Mesh) -> StageResult:
                 f"put them back, take another name (name=...), or delete {task.folder} to begin the stage anew"
             )
         _say(f"{task.name}: going on after step {progress['step']} of {task.batches.num_steps}")
-    return _Session(task, mesh, train_step, checkpoints, progress).run(state)
+    return _Session(task, mesh, sharded.call, checkpoints, progress).run(state)
 
 
 def evaluate_batches(
