@@ -132,9 +132,7 @@ def _preference_accuracy(run: Run, params: Params, model: StartModel, pairs: Ddp
     assert pairs.eval is not None
     batches = ordered_batches(run, pairs.eval)
     settings = model_settings(run.recipe)
-    scored = score_all_pairs(
-        params, batches, shape=model.shape, settings=settings._replace(remat="none"), mesh=run.mesh, name="held out"
-    )
+    scored = score_all_pairs(params, batches, shape=model.shape, settings=settings, mesh=run.mesh, name="held out")
     return float(np.mean(np.concatenate([values["chosen"] > values["rejected"] for _, values in scored])))
 
 

@@ -40,6 +40,23 @@ DAMAGED = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile)  # what 
 Arrays = dict[str, np.ndarray]
 
 
+def make_reference_step(*, shape: ModelShape, settings: ModelSettings, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
+    """The pass's program: (params, step batch of one micro-batch) -> FIELDS, float32 [P] each, on every device.
+
+    Args:
+      shape: the model's shape.
+      settings: dtype and attention; nothing is kept for a backward pass, whatever they say of remat.
+      mesh: the device mesh, of devices that need not be there.
+    """
+    settings = settings._replace(remat="none")
+
+    def score(params: Params, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        first = {array: value[0] for array, value in batch.items()}
+        return score_pairs(params, first, shape=shape, settings=settings)[0]._asdict()
+
+    return jax.jit(score, out_shardings=replicated(mesh))
+
+
 def score_all_pairs(
     params: Params,
     batches: PairBatches,
@@ -66,11 +83,7 @@ def score_all_pairs(
       tokens, and how many tokens those are.
     """
 
-    def score(params: Params, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        first = {array: value[0] for array, value in batch.items()}
-        return score_pairs(params, first, shape=shape, settings=settings)[0]._asdict()
-
-    score = jax.jit(score, out_shardings=replicated(mesh))
+    score = make_reference_step(shape=shape, settings=settings, mesh=mesh)
     items = [np.concatenate(batches.items(step)) for step in range(1, batches.num_steps + 1)]
     steps = [step for step, rows in enumerate(items, start=1) if not skip(rows)]
 
@@ -274,7 +287,7 @@ def _compute(
         params,
         batches,
         shape=start.shape,
-        settings=settings._replace(remat="none"),
+        settings=settings,
         mesh=run.mesh,
         skip=lambda rows: bool(done[rows].all()),
         name=f"reference ({split})",

@@ -109,10 +109,7 @@ def run_stage(task: StageTask, *, mesh: jax.sharding.Mesh) -> StageResult:
     )
     checkpoints = Checkpoints(task.folder / "checkpoints", keep=task.options.keep_checkpoints)
     if checkpoints.latest_step() is None:
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, sharded.abstract_state)
-        params = task.load_params(shardings.params)
-        opt_state = jax.jit(sharded.optimizer.init, out_shardings=shardings.opt_state)(params)
-        state = TrainState(step=jax.device_put(np.int32(0), shardings.step), params=params, opt_state=opt_state)
+        state = sharded.first_state(task.load_params)
         progress: dict[str, Any] = {"step": 0, "num_tokens": 0, "seconds": 0.0}
     else:
         state, progress = checkpoints.restore(sharded.abstract_state)

@@ -6,9 +6,11 @@ running it (loop.py).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from zephyr_jax.model.mistral import PARTITION_RULES
@@ -31,6 +33,13 @@ class ShardedStep(NamedTuple):
     call: jax.stages.Wrapped
     optimizer: optax.GradientTransformation
     abstract_state: TrainState
+
+    def first_state(self, load_params: Callable[[Any], Any]) -> TrainState:
+        """The state before the first update; `load_params` gives the parameters in the shardings that it is given."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+        params = load_params(shardings.params)
+        opt_state = jax.jit(self.optimizer.init, out_shardings=shardings.opt_state)(params)
+        return TrainState(step=jax.device_put(np.int32(0), shardings.step), params=params, opt_state=opt_state)
 
 
 def make_sharded_step(
