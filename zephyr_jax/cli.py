@@ -22,6 +22,7 @@ COMMANDS = {
     "generate": "answers to a file of prompts",
     "chat": "talk with a model in the terminal, or ask it once",
     "export": "a checkpoint as a Hugging Face folder",
+    "bench": "step time, tokens/s, MFU and memory of a recipe on the devices at hand",
 }
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130

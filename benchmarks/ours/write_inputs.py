@@ -23,7 +23,8 @@ from zephyr_jax.data.sources import read_conversations, read_pairs
 from zephyr_jax.model.hf_folder import save_model
 from zephyr_jax.model.mistral import abstract_params
 from zephyr_jax.model.sources import open_weights
-from zephyr_jax.recipe import ModelShape, Source
+from zephyr_jax.planning.model_flops import model_flops
+from zephyr_jax.recipe import Source
 from zephyr_jax.records import ReadReport
 
 
@@ -44,7 +45,9 @@ def main() -> None:
     save_model(params, arguments.out / "model", shape=weights.shape, dtype="float32", tokenizer=tokenizer)
     write = write_pairs if arguments.kind == "pairs" else write_dialogues
     work = write(arguments, tokenizer)
-    print(json.dumps(work | {"flops": training_flops(weights.shape, work)}))
+    # Of training on them, as the mathematics needs it; attention's scores are left out.
+    flops = model_flops(weights.shape, num_tokens=work["tokens"], num_targets=work["target_tokens"])
+    print(json.dumps(work | {"flops": flops}))
 
 
 def write_pairs(arguments: argparse.Namespace, tokenizer: ChatTokenizer) -> dict[str, Any]:
@@ -92,17 +95,6 @@ def write_dialogues(arguments: argparse.Namespace, tokenizer: ChatTokenizer) -> 
         "our_rows": batches.num_items,
         "our_step_targets": [int(batch["target_weights"].sum()) for batch in batches.batches()],
     }
-
-
-def training_flops(shape: ModelShape, work: dict[str, Any]) -> int:
-    """What the mathematics of a pass needs: 2 FLOPs a weight and token forward, 4 backward, the head on targets alone.
-
-    Nothing recomputed, no padding, no attention scores.
-    """
-    layers = jax.tree.leaves(abstract_params(shape)["layers"])
-    in_layers = sum(leaf.size for leaf in layers if leaf.ndim > 2)
-    head = shape.hidden_size * shape.vocab_size
-    return 6 * (in_layers * work["tokens"] + head * work["target_tokens"])
 
 
 if __name__ == "__main__":

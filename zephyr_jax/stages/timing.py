@@ -1,0 +1,323 @@
+"""How long the steps of a recipe's stages take on the devices at hand, and what memory they need.
+
+The programs are those that `train` runs, compiled ahead of time, on the recipe's own rows: the train step with its
+state updated in place, and the reference pass. Nothing is written to the run's folder; what is learnt is thrown away.
+Not here: the table and what the figures are compared with (bench.py), how FLOPs are counted (planning/).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from zephyr_jax.compilation import Program, ProgramMemory, bytes_per_device, compile_ahead
+from zephyr_jax.data.loader import StepBatches
+from zephyr_jax.data.prefetch import prefetch
+from zephyr_jax.model.mistral import abstract_params
+from zephyr_jax.recipe import StageOptions
+from zephyr_jax.sharding import place_batch
+from zephyr_jax.stages.ddpo import DdpoData, add_reference, ddpo_batches, ddpo_options, load_ddpo_data, ordered_batches
+from zephyr_jax.stages.dsft import dsft_batches, dsft_options, load_dsft_data
+from zephyr_jax.stages.reference import make_reference_step
+from zephyr_jax.stages.start import Run, StartModel, base_model, model_settings, say, say_attention
+from zephyr_jax.training.loop import HOST_ARRAYS
+from zephyr_jax.training.objectives import Objective, dpo_objective, sft_objective
+from zephyr_jax.training.sharded_step import make_sharded_step
+
+HostBatch = Mapping[str, np.ndarray]
+NUM_PROFILED_STEPS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledShape:
+    """One shape of step batch, [micro-batches, rows, tokens], and the program made for it.
+
+    Attributes:
+      shape: of the batch's tokens.
+      seconds: tracing, lowering and compiling it, or reading it from the cache instead.
+      from_cache: whether it was read.
+      memory: what the compiler plans with; None where the backend does not say.
+    """
+
+    shape: tuple[int, ...]
+    seconds: float
+    from_cache: bool
+    memory: ProgramMemory | None
+
+
+@dataclasses.dataclass(frozen=True)
+class StepWork:
+    """What is in one step batch.
+
+    Attributes:
+      num_tokens: input tokens without padding, a shared prompt counted twice, as in metrics.jsonl.
+      num_row_tokens: tokens that stand in rows, a shared prompt once.
+      num_targets: target (dSFT) or response (dDPO) tokens.
+      num_positions: places in rows, padding included.
+      num_visible: (query, key) pairs that attention may see, in one layer and head.
+    """
+
+    num_tokens: int
+    num_row_tokens: int
+    num_targets: int
+    num_positions: int
+    num_visible: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """What was measured of one kind of step.
+
+    Attributes:
+      name: dsft, reference or ddpo.
+      programs: in the order in which their shapes came.
+      step_seconds: of every measured step.
+      works: of every measured step.
+      losses: of every measured step; of the reference pass none.
+      num_stage_steps: steps (batches) of the whole stage.
+      waited_seconds: time spent waiting for the batches of the measured steps, but for the first.
+      state_bytes: what the program is given beside the batch (state or parameters), on one device.
+      peak_bytes: see `peak_memory`, after these steps; of the whole process so far, not of these steps alone.
+      peak_is_own: whether these steps raised it; else they needed at most this.
+    """
+
+    name: str
+    programs: tuple[CompiledShape, ...]
+    step_seconds: tuple[float, ...]
+    works: tuple[StepWork, ...]
+    losses: tuple[float, ...]
+    num_stage_steps: int
+    waited_seconds: float
+    state_bytes: int
+    peak_bytes: int
+    peak_is_own: bool
+
+    @property
+    def is_training(self) -> bool:
+        """Whether a step has a backward pass and an update."""
+        return self.name != "reference"
+
+    @property
+    def seconds(self) -> float:
+        """Of all measured steps together."""
+        return sum(self.step_seconds)
+
+    def total(self, field: str) -> int:
+        """A field of StepWork, over all measured steps."""
+        return sum(getattr(work, field) for work in self.works)
+
+    @property
+    def median_seconds(self) -> float:
+        """Of a step."""
+        return statistics.median(self.step_seconds)
+
+
+def time_stages(run: Run, *, num_steps: int, profile: Path | None = None) -> Iterator[Timing]:
+    """Measures the steps of every stage of the recipe; a ddpo stage's reference pass comes before it.
+
+    A stage starts from the recipe's own weights, also where `train` would start from what an earlier stage has learnt;
+    and dDPO's reference log-probs are zeros: the work of a step depends on neither.
+
+    Args:
+      run: the run; its mesh is set.
+      num_steps: measured steps of each, after one of every shape that does not count.
+      profile: a folder: two more steps of each are traced into a folder of its name in it.
+
+    Raises:
+      InputError: the stage's data cannot be read, or the attention asked for cannot run here.
+      FloatingPointError: a loss is not finite.
+    """
+    bench = _Bench(run, base_model(run), num_steps, profile)
+    for stage in run.recipe.stages:
+        if stage == "dsft":
+            yield bench.dsft()
+        else:
+            yield from bench.ddpo(load_ddpo_data(run))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bench:
+    run: Run
+    start: StartModel
+    num_steps: int
+    profile: Path | None
+
+    def dsft(self) -> Timing:
+        batches = dsft_batches(self.run, load_dsft_data(self.run))
+        say_attention(self.run.recipe, (shape.row_length for shape in batches.shapes))
+        objective = sft_objective(shape=self.start.shape, settings=model_settings(self.run.recipe))
+        return self._training("dsft", objective, dsft_options(self.run), batches)
+
+    def ddpo(self, data: DdpoData) -> Iterator[Timing]:
+        ordered, dealt = ordered_batches(self.run, data.train), ddpo_batches(self.run, data.train)
+        say_attention(self.run.recipe, (shape.row_length for shape in (*ordered.shapes, *dealt.shapes)))
+        settings = model_settings(self.run.recipe)
+        yield self._measure(
+            "reference",
+            make_reference_step(shape=self.start.shape, settings=settings, mesh=self.run.mesh),
+            lambda: self.start.load_on(self.run.mesh),
+            ordered,
+            advance=lambda call, params, batch: (params, call(params, batch)),
+        )
+        objective = dpo_objective(ddpo_options(self.run), shape=self.start.shape, settings=settings)
+        zeros = np.zeros(len(data.train), np.float32)
+        complete = functools.partial(add_reference, {"chosen": zeros, "rejected": zeros})
+        yield self._training("ddpo", objective, ddpo_options(self.run), dealt, complete)
+
+    def _training(
+        self,
+        name: str,
+        objective: Objective,
+        options: StageOptions,
+        batches: StepBatches,
+        complete: Callable[[HostBatch], HostBatch] = lambda batch: batch,
+    ) -> Timing:
+        sharded = make_sharded_step(
+            objective,
+            options,
+            num_steps=batches.num_steps,
+            abstract_params=abstract_params(self.start.shape),
+            mesh=self.run.mesh,
+        )
+        return self._measure(
+            name,
+            sharded.call,
+            lambda: sharded.first_state(self.start.load_params),
+            batches,
+            advance=lambda call, state, batch: call(state, batch),
+            complete=complete,
+        )
+
+    def _measure(
+        self,
+        name: str,
+        function: jax.stages.Wrapped,
+        load: Callable[[], Any],
+        batches: StepBatches,
+        *,
+        advance: Callable[[jax.stages.Compiled, Any, Any], tuple[Any, Mapping[str, jax.Array]]],
+        complete: Callable[[HostBatch], HostBatch] = lambda batch: batch,
+    ) -> Timing:
+        """Compiles, warms up and times steps; `advance` runs one on (what it keeps, batch) and gives both anew."""
+        earlier_peak, _ = peak_memory()
+        kept = load()
+        state_bytes = bytes_per_device(kept)
+        steps = [1 + index % batches.num_steps for index in range(self.num_steps)]
+        programs: dict[tuple[int, ...], Program] = {}
+        for _, batch in self._placed(batches, complete, steps)():
+            shape = batch["tokens"].shape
+            if shape not in programs:
+                programs[shape] = compile_ahead(function, kept, batch)
+                say(f"{name}: {_compiled_text(shape, programs[shape])}")
+                kept, values = advance(programs[shape].call, kept, batch)
+                jax.block_until_ready(values)
+        seconds, losses = [], []
+        works: list[StepWork] = []
+        with prefetch(self._placed(batches, complete, steps)) as ready:
+            for work, batch in ready:
+                if not works:
+                    first_wait = ready.waited_seconds  # nothing was under way to make it during
+                began = time.perf_counter()
+                kept, values = advance(programs[batch["tokens"].shape].call, kept, batch)
+                numbers = jax.device_get(values)  # waits for the step, as the training loop does
+                seconds.append(time.perf_counter() - began)
+                works.append(work)
+                if "loss" in numbers:
+                    losses.append(float(numbers["loss"]))
+                    if not math.isfinite(losses[-1]):
+                        raise FloatingPointError(f"{name}: loss {losses[-1]} at step {len(losses)}")
+            waited = ready.waited_seconds - first_wait
+        peak, _ = peak_memory()
+        if self.profile is not None:
+            self._trace(name, steps[:NUM_PROFILED_STEPS], batches, complete, programs, kept, advance)
+        return Timing(
+            name=name,
+            programs=tuple(
+                CompiledShape(shape, program.seconds, program.from_cache, program.memory)
+                for shape, program in programs.items()
+            ),
+            step_seconds=tuple(seconds),
+            works=tuple(works),
+            losses=tuple(losses),
+            num_stage_steps=batches.num_steps,
+            waited_seconds=waited,
+            state_bytes=state_bytes,
+            peak_bytes=peak,
+            peak_is_own=peak > earlier_peak,
+        )
+
+    def _placed(
+        self, batches: StepBatches, complete: Callable[[HostBatch], HostBatch], steps: Sequence[int]
+    ) -> Callable[[], Iterator[tuple[StepWork, dict[str, jax.Array]]]]:
+        def placed() -> Iterator[tuple[StepWork, dict[str, jax.Array]]]:
+            for step in steps:
+                batch = complete(batches.batch(step))
+                for_device = {array: value for array, value in batch.items() if array not in HOST_ARRAYS}
+                yield (
+                    step_work(batch, window=self.start.shape.sliding_window),
+                    place_batch(for_device, self.run.mesh),
+                )
+
+        return placed
+
+    def _trace(self, name, steps, batches, complete, programs, kept, advance) -> None:
+        """Two steps under the profiler; apart from the others, since it slows them."""
+        assert self.profile is not None
+        items = list(self._placed(batches, complete, steps)())
+        with jax.profiler.trace(self.profile / name):
+            for number, (_, batch) in enumerate(items, start=1):
+                with jax.profiler.StepTraceAnnotation(name, step_num=number):
+                    kept, values = advance(programs[batch["tokens"].shape].call, kept, batch)
+                    jax.block_until_ready(values)
+        say(f"{name}: a trace of {len(items)} steps is in {self.profile / name}")
+
+
+def _compiled_text(shape: tuple[int, ...], program: Program) -> str:
+    how = "read from the compilation cache" if program.from_cache else "compiled"
+    return f"{' x '.join(map(str, shape))} tokens {how} in {program.seconds:.1f} s"
+
+
+def step_work(batch: HostBatch, *, window: int | None) -> StepWork:
+    """Counts what is in a step batch, arrays [A, B, T] and [A, B, N].
+
+    A token sees itself and everything before its own position: so many keys as its position says, and one; in the row
+    of a pair both answers go on from the prompt's end and see the prompt.
+    """
+    real_ABT = batch["segments"] > 0
+    visible_ABT = np.minimum(batch["positions"].astype(np.int64) + 1, window or np.iinfo(np.int64).max)
+    return StepWork(
+        num_tokens=int(np.sum(batch["num_tokens"])),
+        num_row_tokens=int(np.sum(real_ABT)),
+        num_targets=int(np.sum(batch["target_weights"])),
+        num_positions=real_ABT.size,
+        num_visible=int(np.sum(visible_ABT, where=real_ABT)),
+    )
+
+
+def peak_memory() -> tuple[int, str]:
+    """The most memory in use at any time since the process began, in bytes, and what that is.
+
+    Where the device keeps count, that of its allocator (the most of this process's devices); else the resident memory
+    of the process.
+    """
+    counts = [stats["peak_bytes_in_use"] for device in jax.local_devices() if (stats := device.memory_stats())]
+    if counts:
+        return max(counts), "of the device's allocator"
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss would count in the process that started this one
+        lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines() if ":" in line)
+        if "VmHWM" in lines:
+            return int(lines["VmHWM"].split()[0]) * 1024, "resident memory of the process"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "resident memory of the process"
