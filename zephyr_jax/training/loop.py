@@ -26,7 +26,8 @@ from zephyr_jax.data.loader import StepBatches
 from zephyr_jax.data.prefetch import prefetch
 from zephyr_jax.recipe import StageOptions
 from zephyr_jax.records import InputError
-from zephyr_jax.sharding import place_batch, replicated
+from zephyr_jax.sharding import num_row_shards, place_batch, replicated
+from zephyr_jax.training.activations import activation_bytes
 from zephyr_jax.training.checkpoint import Checkpoints
 from zephyr_jax.training.metrics import MetricsLog, ProgressBar
 from zephyr_jax.training.objectives import Objective, Totals
@@ -234,10 +235,20 @@ class _Session:
         shape = batch["tokens"].shape
         if shape not in self._programs:
             self._programs[shape] = compile_ahead(self._train_step, state, batch)
-            self._report_program(self._programs[shape], shape, state_bytes=bytes_per_device(state), step=step)
+            micro_batch = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype), batch)
+            activations = activation_bytes(self._task.objective, state.params, micro_batch)
+            self._report_program(
+                self._programs[shape],
+                shape,
+                state_bytes=bytes_per_device(state),
+                activations=activations // num_row_shards(self._mesh),
+                step=step,
+            )
         return self._programs[shape]
 
-    def _report_program(self, program: Program, shape: tuple[int, ...], *, state_bytes: int, step: int) -> None:
+    def _report_program(
+        self, program: Program, shape: tuple[int, ...], *, state_bytes: int, activations: int, step: int
+    ) -> None:
         name, memory = self._task.name, program.memory
         how = "compiled the train step for {} in {:.1f} s"
         if program.from_cache:
@@ -253,9 +264,10 @@ class _Session:
             planned = {"state": state_bytes, "batch": memory.arguments - state_bytes, "temporaries": memory.temporaries}
             text += (
                 f"; a device: state {_gigabytes(state_bytes)}, batch {_gigabytes(planned['batch'])}, "
-                f"activations, gradients and scratch {_gigabytes(memory.temporaries)}"
+                f"activations kept {_gigabytes(activations)}, with gradients and scratch "
+                f"{_gigabytes(memory.temporaries)}"
             )
-            entry["bytes_per_device"] = planned | {"updated_in_place": memory.in_place}
+            entry["bytes_per_device"] = planned | {"activations": activations} | {"updated_in_place": memory.in_place}
         self._compilation["train_steps"].append(entry)
         _say(f"{name}: {text}", bar=self._bar)
         if memory is not None and memory.in_place < state_bytes:
