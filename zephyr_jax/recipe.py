@@ -20,6 +20,9 @@ from zephyr_jax.records import InputError
 
 Stage = Literal["dsft", "ddpo"]
 STAGE_ORDER: tuple[Stage, ...] = ("dsft", "ddpo")
+# plain: one text a row, or several that see those before them, positions from 0, padding at the end. dialogues: packed,
+# apart from each other. pairs: packed pairs whose answers share their prompt; the most general.
+RowLayout = Literal["plain", "dialogues", "pairs"]
 
 
 def _no_adapters(value: Any) -> None:
@@ -248,6 +251,16 @@ class Dsft(StageOptions):
     batch_size: Count = 128
     learning_rate: Positive = 2.0e-5
 
+    @property
+    def row_layout(self) -> RowLayout:
+        """How the stage's rows are laid out: what attention may rely on."""
+        return "dialogues" if self.packing and self.isolate_dialogues else "plain"
+
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest row there may be."""
+        return self.max_length
+
 
 class Ddpo(StageOptions):
     """Distilled direct preference optimisation; a batch counts pairs."""
@@ -261,6 +274,16 @@ class Ddpo(StageOptions):
     learning_rate: Positive = 5.0e-7
     layout: Literal["packed", "padded"] = "packed"
     row_length: Count = 2048
+
+    @property
+    def row_layout(self) -> RowLayout:
+        """How the stage's rows are laid out: what attention may rely on."""
+        return "pairs" if self.layout == "packed" else "plain"
+
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest row there may be."""
+        return self.row_length if self.layout == "packed" else self.max_length
 
     def problems(self) -> list[tuple[str, str]]:
         """What cannot go together in this block, as (key, sentence)."""

@@ -117,6 +117,7 @@ def score_lines(
     from zephyr_jax.model.sources import open_weights
     from zephyr_jax.sharding import make_mesh, num_row_shards, tree_shardings
     from zephyr_jax.stages.reference import score_all_pairs
+    from zephyr_jax.stages.start import say_attention
 
     source = open_weights(arguments.model)
     tokenizer = load_chat_tokenizer(source.tokenizer, chat_template=arguments.chat_template, bos=arguments.bos)
@@ -150,6 +151,7 @@ def score_lines(
     with jax.set_mesh(mesh):
         params = source.load_params(tree_shardings(abstract_params(source.shape), PARTITION_RULES, mesh))
         settings = ModelSettings(compute_dtype=arguments.dtype, attention="auto")
+        say_attention(settings, source.shape, (shape.row_length for shape in batches.shapes))
         scored = score_all_pairs(params, batches, shape=source.shape, settings=settings, mesh=mesh, name="score")
         for rows, values in scored:
             for place, index in enumerate(rows):

@@ -8,8 +8,10 @@ import time
 import numpy as np
 import pytest
 
+from tests.training.small_stages import dpo_options, sft_options
 from zephyr_jax.data.encoded import EncodedConversations, EncodedPairs
 from zephyr_jax.data.loader import PairBatches, SftBatches, seeded_order
+from zephyr_jax.recipe import Dsft
 from zephyr_jax.records import InputError
 
 
@@ -257,3 +259,30 @@ def test_a_run_of_real_size_is_planned_in_seconds():
     batches = PairBatches(pairs, layout="packed", row_length=512, batch_size=32, micro_batch_size=8)
     assert time.perf_counter() - start < 20
     assert batches.num_steps == math.ceil(61_000 / 32) and batches.batch(1907)["pair_weights"].sum() == 8
+
+
+@pytest.mark.parametrize(
+    "options, batches, layout",
+    [
+        (sft_options(packing=False), {"packing": False}, "plain"),
+        (sft_options(isolate_dialogues=False), {"isolate_dialogues": False}, "plain"),
+        (sft_options(), {}, "dialogues"),
+        (dpo_options(layout="padded"), {"layout": "padded"}, "plain"),
+        (dpo_options(), {}, "pairs"),
+    ],
+    ids=["dialogues_apart", "dialogues_in_sight", "dialogues", "padded_pairs", "pairs"],
+)
+def test_rows_are_what_the_options_promise_to_attention(options, batches, layout):
+    """Plain: positions are places, one segment, no branches, padding at the end. Dialogues: no branches."""
+    assert options.row_layout == layout
+    made = sft(**batches) if isinstance(options, Dsft) else preferences(**batches)
+    tokens_there = 0
+    for batch in made.batches():
+        rows = (batch[name][0] for name in ("segments", "positions", "branches"))
+        for segments, positions, branches in zip(*rows, strict=True):
+            length = np.count_nonzero(segments)
+            is_plain = (segments[:length] == 1).all() and (positions[:length] == np.arange(length)).all()
+            assert layout != "plain" or is_plain
+            assert layout == "pairs" or not branches.any()
+            tokens_there += length
+    assert tokens_there > 100

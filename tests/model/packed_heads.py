@@ -1,4 +1,4 @@
-"""Packed rows of 15 tokens and random heads for them, for the tests of attention. Not a test."""
+"""Packed and plain rows and random heads for them, for the tests of attention. Not a test."""
 
 from __future__ import annotations
 
@@ -19,3 +19,10 @@ def packed_rows() -> Coordinates:
     first = ([*range(5), 3, 4, *range(8)], [1] * 7 + [2] * 8, [0, 0, 0, 1, 1, 2, 2] + [0] * 8)
     second = ([*range(11), 0, 0, 0, 0], [1] * 11 + [0] * 4, [0] * 15)
     return Coordinates(*(np.asarray(rows, np.int32) for rows in zip(first, second, strict=True)))
+
+
+def plain_rows(lengths: list[int], *, total: int) -> Coordinates:
+    """A row for each length: one text, padding at the end."""
+    places = np.arange(total, dtype=np.int32)[None]
+    real = places < np.asarray(lengths)[:, None]
+    return Coordinates(places * real, real.astype(np.int32), np.zeros_like(places * real))

@@ -9,11 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.model.packed_heads import packed_rows, random_heads
-from zephyr_jax.model import blockwise_attention
-from zephyr_jax.model.attention import attention, choose_attention
+from tests.model.packed_heads import packed_rows, plain_rows, random_heads
+from zephyr_jax.model.attention import _cudnn, attention
 from zephyr_jax.model.visibility import Coordinates, visible
-from zephyr_jax.records import InputError
 
 
 def _coordinates(positions, segments, branches) -> Coordinates:
@@ -85,15 +83,47 @@ def test_softmax_is_in_float32_when_heads_are_bfloat16():
     np.testing.assert_allclose(out.astype(np.float32), 1.0, atol=1e-2)
 
 
-def test_auto_takes_blocks_for_rows_longer_than_one_block():
-    block = blockwise_attention.MAX_BLOCK_TOKENS
-    assert choose_attention("auto", block, platform="cpu") == "xla"
-    assert choose_attention("auto", block + 1, platform="cpu") == "blockwise"
+@pytest.mark.parametrize("window", [None, 5])
+def test_cudnn_sees_in_plain_rows_what_dense_attention_sees(window):
+    """Texts of 15 and 11 tokens, 4 of padding behind. cuDNN's own kernel needs a GPU: XLA computes what it is asked.
+
+    Padding gives finite numbers, and no gradient where nothing reads it.
+    """
+    heads = random_heads(15, num_heads=4, num_kv_heads=2)
+    where = plain_rows([15, 11], total=15)
+    real_BT11 = (where.segments > 0)[:, :, None, None]
+
+    def run(function):
+        def total(heads):
+            out = function(*heads)
+            return jnp.sum(jnp.sin(out) * real_BT11), jnp.where(real_BT11, out, 0.0 * out)
+
+        (_, out), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(heads)
+        return out, gradients
+
+    dense = functools.partial(attention, query=where, key=where, window=window, implementation="xla")
+    cudnn = functools.partial(_cudnn, window=window, mask_BTS=None, implementation="xla")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), run(dense), run(cudnn))
 
 
-def test_a_named_implementation_is_taken_or_refused_never_replaced():
-    assert choose_attention("xla", 4096, platform="cpu") == "xla"
-    assert choose_attention("blockwise", 8, platform="cpu") == "blockwise"
-    assert choose_attention("cudnn", 8, platform="gpu") == "cudnn"
-    with pytest.raises(InputError, match=r"model.attention: cudnn needs an NVIDIA GPU, this is cpu; use auto"):
-        choose_attention("cudnn", 4096, platform="cpu")
+def test_cudnn_sees_in_packed_rows_what_its_mask_says():
+    heads = random_heads(15, num_heads=4, num_kv_heads=2)
+    where = packed_rows()
+    mask_BTS = visible(where, where, window=3)
+    real_BT11 = (where.segments > 0)[:, :, None, None]
+    dense = attention(*heads, query=where, key=where, window=3, implementation="xla")
+    cudnn = _cudnn(*heads, window=3, mask_BTS=mask_BTS, implementation="xla")
+    np.testing.assert_allclose(cudnn * real_BT11, dense * real_BT11, atol=2e-6)
+
+
+def test_cudnn_is_asked_for_causal_order_with_every_window(monkeypatch):
+    """Its window alone lets a query see what stands behind it."""
+    asked = []
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, *_, **options: asked.append(options) or q)
+    heads = random_heads(15, num_heads=2, num_kv_heads=2)
+    for rows, where in (("plain", plain_rows([15, 11], total=15)), ("pairs", packed_rows())):
+        attention(*heads, query=where, key=where, window=4, implementation="cudnn", rows=rows)
+    plain, packed = asked
+    assert plain["is_causal"] and plain["local_window_size"] == (3, 0) and plain["mask"] is None
+    assert packed["is_causal"] and packed["local_window_size"] is None and packed["mask"].shape == (2, 1, 15, 15)
+    assert plain["implementation"] == packed["implementation"] == "cudnn"

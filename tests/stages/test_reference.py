@@ -121,7 +121,7 @@ def _key_cases(folder: Path):
         ("max_prompt_length",): make_recipe(folder, ddpo={"max_prompt_length": 39}),
         ("layout",): make_recipe(folder, ddpo={"row_length": 129}),
         ("dtype",): make_recipe(folder, model=model | {"compute_dtype": "bfloat16"}),
-        ("attention",): make_recipe(folder, model=model | {"attention": "xla"}),
+        ("attention",): make_recipe(folder, model=model | {"attention": "blockwise"}),
         ("weights",): make_recipe(folder, seed=1),
         ("weights", "shape"): make_recipe(folder, model=windowless),
         ("rows",): make_recipe(folder, ddpo={"data": other_rows}),

@@ -8,6 +8,7 @@ import pytest
 
 from tests.model.tiny_folders import make_tensors, write_folder
 from tests.stages.small_runs import SHAPE, make_recipe, on_one_device
+from zephyr_jax.model.mistral import ModelSettings
 from zephyr_jax.recipe import ModelShape
 from zephyr_jax.records import InputError
 from zephyr_jax.stages import start
@@ -113,23 +114,33 @@ def test_weights_that_are_not_there_are_an_error_that_names_them(tmp_path):
 
 def test_settings_are_the_recipes(tmp_path):
     model = MODEL | {"compute_dtype": "bfloat16", "attention": "blockwise", "remat": "dots"}
-    assert model_settings(make_recipe(tmp_path, model=model)) == ("bfloat16", "blockwise", "dots", None)
+    recipe = make_recipe(tmp_path, model=model)
+    assert model_settings(recipe) == ("bfloat16", "blockwise", "dots", None, "pairs")
+    assert model_settings(recipe, rows="plain").rows == "plain"
 
 
-def test_the_attention_that_rows_get_is_said(tmp_path, capsys):
-    say_attention(make_recipe(tmp_path), [2048, 128, 2048])
+def test_the_attention_that_rows_get_is_said(capsys):
+    shape = ModelShape(**SHAPE)
+    say_attention(ModelSettings(attention="auto", rows="dialogues"), shape, [2048, 128, 2048])
     said = capsys.readouterr().err
-    assert "xla for rows of 128 tokens; blockwise for rows of 2048 tokens" in said and "auto" in said
-    say_attention(make_recipe(tmp_path, model=MODEL | {"attention": "xla"}), [2048])
+    assert "xla for rows of 128 tokens; blockwise for rows of 2048 tokens (chosen by auto for packed dialogues)" in said
+    say_attention(ModelSettings(attention="xla"), shape, [2048])
     assert "xla for rows of 2048 tokens (as the recipe says)" in capsys.readouterr().err
 
 
-def test_an_attention_that_cannot_run_here_is_refused(tmp_path):
+def test_what_auto_takes_on_a_device_that_was_not_measured_is_said_to_be_so(capsys):
+    settings = ModelSettings(compute_dtype="bfloat16", attention="auto", platform="gpu", rows="plain")
+    say_attention(settings, ModelShape(**SHAPE), [2048])
+    said = capsys.readouterr().err
+    assert "cudnn for rows of 2048 tokens (chosen by auto for plain rows, not measured on gpu)" in said
+
+
+def test_an_attention_that_cannot_run_here_is_refused_before_data_is_read(tmp_path):
     if jax.default_backend() != "cpu":
         pytest.skip("the device may have it")
     model = MODEL | {"compute_dtype": "bfloat16", "attention": "cudnn"}
     with pytest.raises(InputError, match="cudnn needs an NVIDIA GPU, this is cpu"):
-        say_attention(make_recipe(tmp_path, model=model), [128])
+        check_start_model(on_one_device(make_recipe(tmp_path, model=model)))
 
 
 def test_random_weights_have_no_source():

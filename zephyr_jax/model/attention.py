@@ -1,12 +1,14 @@
-"""Grouped-query attention: the one function that the model calls, its implementations and the rule that picks one.
+"""Grouped-query attention: the one function that the model calls, and its implementations.
 
-Not here: who sees whom (visibility.py), the blockwise kernel (blockwise_attention.py), projections and RoPE
-(mistral.py).
+Not here: who sees whom (visibility.py), which implementation is taken (attention_rule.py), the blockwise kernel
+(blockwise_attention.py), projections and RoPE (mistral.py).
 
 Dimensions: B batch, T query, S key, N heads, K key/value heads, G heads per key/value head, H head size, R = G T.
 """
 
 from __future__ import annotations
+
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,35 +16,18 @@ from einops import rearrange
 
 from zephyr_jax.model.blockwise_attention import (
     MASKED_SCORE,
-    MAX_BLOCK_TOKENS,
     Blocks,
     blockwise_attention,
     causal_blocks,
     live_blocks,
 )
 from zephyr_jax.model.visibility import Coordinates, visible
-from zephyr_jax.records import InputError
+from zephyr_jax.recipe import RowLayout
 
 
-def choose_attention(implementation: str, num_tokens: int, *, platform: str) -> str:
-    """The implementation that rows of `num_tokens` get; the caller logs it.
-
-    Args:
-      implementation: auto, or one by name: xla, blockwise, cudnn.
-      num_tokens: row length T.
-      platform: jax.default_backend().
-
-    Returns:
-      xla, blockwise or cudnn.
-
-    Raises:
-      InputError: a named implementation cannot run here.
-    """
-    if implementation == "auto":
-        return "blockwise" if num_tokens > MAX_BLOCK_TOKENS else "xla"
-    if implementation == "cudnn" and platform not in ("gpu", "cuda"):
-        raise InputError(f"model.attention: cudnn needs an NVIDIA GPU, this is {platform}; use auto, xla or blockwise")
-    return implementation
+def is_fused_result(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A remat policy: keeps what cuDNN's forward pass gives (results, and log-totals), which bears no name."""
+    return primitive.name == "dot_product_attention_fwd_wrapper"
 
 
 def visited_blocks(
@@ -65,6 +50,7 @@ def attention(
     key: Coordinates,
     window: int | None,
     implementation: str,
+    rows: RowLayout = "pairs",
     blocks: Blocks | None = None,
 ) -> jax.Array:
     """softmax(q k^T / sqrt(H)) v over the visible keys, softmax in float32.
@@ -76,7 +62,9 @@ def attention(
       query: coordinates of the queries, [B, T] each.
       key: coordinates of the keys, [B, S] each.
       window: sliding window in tokens, the current one included; None for no window.
-      implementation: xla, blockwise (rows whose order in memory is causal, query and key are the same tokens) or cudnn.
+      implementation: xla, or for queries and keys that are the same tokens of rows whose order in memory is causal:
+        blockwise, cudnn.
+      rows: how the rows are laid out; plain spares cudnn its mask.
       blocks: `visited_blocks` of these coordinates where they are at hand already.
 
     Returns:
@@ -90,8 +78,47 @@ def attention(
         assert blocks is not None
         return blockwise_attention(q_BTNH, k_BSKH, v_BSKH, where=query, blocks=blocks, window=window)
     assert implementation == "cudnn", implementation
-    mask_B1TS = visible(query, key, window=window)[:, None]
-    return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask_B1TS, implementation="cudnn")
+    mask_BTS = None if rows == "plain" else visible(query, key, window=window)
+    return _cudnn(q_BTNH, k_BSKH, v_BSKH, window=window, mask_BTS=mask_BTS)
+
+
+def _cudnn(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    window: int | None,
+    mask_BTS: jax.Array | None,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> jax.Array:
+    """cuDNN's flash attention.
+
+    Plain rows need no mask: in causal order a text never sees the padding behind it, and what padding gives is finite
+    and read by nobody. The window always goes with `is_causal`: cuDNN's window alone lets queries see later keys.
+
+    With a mask, cuDNN takes it as a bias [B, 1, T, S] in the heads' dtype, made anew in every layer (8 MB a row of 2048
+    tokens in bfloat16), writes the bias' gradient of the same size in the backward pass, and computes blocks that the
+    mask empties, but for those above the diagonal. A query that sees nothing gives a mean of values.
+
+    Args:
+      q_BTNH: queries.
+      k_BSKH: keys, S == T.
+      v_BSKH: values.
+      window: sliding window in tokens; None for no window. Where a mask is given it holds the window.
+      mask_BTS: who sees whom; None: the rows are plain.
+      implementation: what jax.nn.dot_product_attention is to take; xla is the same mathematics where there is no GPU.
+    """
+    left = None if window is None or mask_BTS is not None else (window - 1, 0)
+    mask_B1TS = None if mask_BTS is None else mask_BTS[:, None]
+    return jax.nn.dot_product_attention(
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        mask=mask_B1TS,
+        is_causal=True,
+        local_window_size=left,
+        implementation=implementation,
+    )
 
 
 def _dense(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array) -> jax.Array:

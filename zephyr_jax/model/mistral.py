@@ -18,11 +18,12 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.sharding import PartitionSpec
 
-from zephyr_jax.model.attention import attention, choose_attention, visited_blocks
+from zephyr_jax.model.attention import attention, is_fused_result, visited_blocks
+from zephyr_jax.model.attention_rule import choose_attention
 from zephyr_jax.model.blockwise_attention import SAVED_NAMES, Blocks
 from zephyr_jax.model.linear import SAVED_PRODUCTS, linear, rms_norm
 from zephyr_jax.model.visibility import Coordinates
-from zephyr_jax.recipe import ModelShape
+from zephyr_jax.recipe import ModelShape, RowLayout
 
 Params = dict[str, Any]
 
@@ -47,16 +48,18 @@ class ModelSettings(NamedTuple):
 
     Attributes:
       compute_dtype: float32 or bfloat16, of matmuls and activations; norms, softmax and RoPE are float32.
-      attention: auto, xla, blockwise or cudnn; attention.choose_attention settles auto by the row's length.
-      remat: none (keep activations), full (keep each layer's input), attention (and what blockwise attention gives),
+      attention: auto, or an implementation; attention_rule.choose_attention settles auto.
+      remat: none (keep activations), full (keep each layer's input), attention (and what attention gives, xla's apart),
         mlp (and the two products before the feed-forward's nonlinearity), dots (and all products with weights).
       platform: what the program is for; None: what JAX runs on here.
+      rows: how rows are laid out; a promise of whoever lays them out, which attention relies on.
     """
 
     compute_dtype: str = "float32"
     attention: str = "xla"
     remat: str = "none"
     platform: str | None = None
+    rows: RowLayout = "pairs"
 
 
 class Shared(NamedTuple):
@@ -118,6 +121,7 @@ class Attention(nn.Module):
             key=shared.where,
             window=s.sliding_window,
             implementation=self.settings.attention,
+            rows=self.settings.rows,
             blocks=shared.blocks,
         )
         return linear(rearrange(out_BTNH, "B T N H -> B T (N H)"), output_NHD)
@@ -203,13 +207,10 @@ class Mistral(nn.Module):
 def _with_remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
     if policy == "none":
         return block
+    names = {"full": (), "attention": (), "mlp": (GATE_AND_UP,), "dots": (GATE_AND_UP, SAVED_PRODUCTS)}[policy]
     policies = jax.checkpoint_policies
-    saved = {
-        "full": None,
-        "attention": policies.save_only_these_names(*SAVED_NAMES),
-        "mlp": policies.save_only_these_names(*SAVED_NAMES, GATE_AND_UP),
-        "dots": policies.save_only_these_names(*SAVED_NAMES, GATE_AND_UP, SAVED_PRODUCTS),
-    }[policy]
+    saved = policies.save_from_both_policies(policies.save_only_these_names(*SAVED_NAMES, *names), is_fused_result)
+    saved = None if policy == "full" else saved
     return nn.remat(block, policy=saved, prevent_cse=False)  # the scan already keeps XLA from undoing it
 
 
@@ -302,7 +303,14 @@ def hidden_states_and_head(
     branches_BT = jnp.zeros_like(segments_BT) if branches_BT is None else branches_BT
     where = Coordinates(positions_BT, segments_BT, branches_BT)
     platform = settings.platform or jax.default_backend()
-    chosen = choose_attention(settings.attention, tokens_BT.shape[1], platform=platform)
+    chosen = choose_attention(
+        settings.attention,
+        tokens_BT.shape[1],
+        platform=platform,
+        dtype=settings.compute_dtype,
+        head_dim=shape.head_dim,
+        rows=settings.rows,
+    )
     module = Mistral(shape, settings._replace(attention=chosen, platform=platform))
     # On a CPU every product casts its weight, and gives a float32 gradient: elsewhere that would send float32 weights
     # between the devices, here it saves passes over all parameters.

@@ -151,8 +151,8 @@ def run_ddpo(run: Run, data: DdpoData, *, on_evaluation: OnEvaluation) -> None:
     start = stage_model(run, "dsft") if "dsft" in run.recipe.stages else base_model(run)
     batches = ddpo_batches(run, data.train)
     shapes = [shape for split in (data.train, data.eval) if split for shape in ordered_batches(run, split).shapes]
-    say_attention(run.recipe, (shape.row_length for shape in (*batches.shapes, *shapes)))
-    settings = model_settings(run.recipe)
+    settings = model_settings(run.recipe, rows=options.row_layout)
+    say_attention(settings, start.shape, (shape.row_length for shape in (*batches.shapes, *shapes)))
     objective = dpo_objective(options, shape=start.shape, settings=settings)
     complete = functools.partial(add_reference, _reference(run, start, data.train, settings, split="train"))
     evaluate = None

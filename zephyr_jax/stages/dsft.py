@@ -132,8 +132,9 @@ def run_dsft(run: Run, data: DsftData, *, on_evaluation: OnEvaluation) -> None:
     batches = dsft_batches(run, data)
     eval_batches = None if data.eval is None else dsft_eval_batches(run, data.eval)
     shapes = batches.shapes + (eval_batches.shapes if eval_batches else ())
-    say_attention(run.recipe, (shape.row_length for shape in shapes))
-    objective = sft_objective(shape=start.shape, settings=model_settings(run.recipe))
+    settings = model_settings(run.recipe, rows=options.row_layout)
+    say_attention(settings, start.shape, (shape.row_length for shape in shapes))
+    objective = sft_objective(shape=start.shape, settings=settings)
     evaluate = None
     if eval_batches is not None:
         measure = evaluate_batches(objective, eval_batches, complete=lambda batch: batch, mesh=run.mesh)

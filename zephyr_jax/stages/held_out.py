@@ -17,8 +17,8 @@ import numpy as np
 from zephyr_jax.generation.responses import generate_responses
 from zephyr_jax.model.mistral import Params
 from zephyr_jax.records import Message
-from zephyr_jax.stages.ddpo import DdpoData, ordered_batches
-from zephyr_jax.stages.dsft import DsftData, dsft_eval_batches
+from zephyr_jax.stages.ddpo import DdpoData, ddpo_options, ordered_batches
+from zephyr_jax.stages.dsft import DsftData, dsft_eval_batches, dsft_options
 from zephyr_jax.stages.reference import score_all_pairs
 from zephyr_jax.stages.start import Run, StartModel, model_settings, say
 from zephyr_jax.training.loop import evaluate_batches
@@ -111,7 +111,8 @@ def measure_held_out(run: Run, model: StartModel, *, label: str, held_out: HeldO
     if held_out.dialogues is not None:
         assert held_out.dialogues.eval is not None
         batches = dsft_eval_batches(run, held_out.dialogues.eval)
-        objective = sft_objective(shape=model.shape, settings=model_settings(run.recipe))
+        settings = model_settings(run.recipe, rows=dsft_options(run).row_layout)
+        objective = sft_objective(shape=model.shape, settings=settings)
         result["loss"] = evaluate_batches(objective, batches, complete=lambda batch: batch, mesh=run.mesh)(params)[
             "loss"
         ]
@@ -131,7 +132,7 @@ def measure_held_out(run: Run, model: StartModel, *, label: str, held_out: HeldO
 def _preference_accuracy(run: Run, params: Params, model: StartModel, pairs: DdpoData) -> float:
     assert pairs.eval is not None
     batches = ordered_batches(run, pairs.eval)
-    settings = model_settings(run.recipe)
+    settings = model_settings(run.recipe, rows=ddpo_options(run).row_layout)
     scored = score_all_pairs(params, batches, shape=model.shape, settings=settings, mesh=run.mesh, name="held out")
     return float(np.mean(np.concatenate([values["chosen"] > values["rejected"] for _, values in scored])))
 

@@ -29,7 +29,7 @@ from zephyr_jax.model.mistral import ModelSettings, Params
 from zephyr_jax.recipe import Ddpo, ModelShape
 from zephyr_jax.records import InputError
 from zephyr_jax.sharding import place_batch, replicated
-from zephyr_jax.stages.start import Run, StartModel, say
+from zephyr_jax.stages.start import Run, StartModel, chosen_attention, say
 from zephyr_jax.training.loop import HOST_ARRAYS
 from zephyr_jax.training.metrics import write_json
 from zephyr_jax.training.objectives import score_pairs
@@ -224,7 +224,9 @@ def reference_fields(
         "shape": json.dumps(start.shape.model_dump(), sort_keys=True),  # RoPE theta, window: not among the tensors
         "dtype": settings.compute_dtype,
         "layout": options.layout if options.layout == "padded" else f"packed {options.row_length}",
-        "attention": settings.attention,
+        # The kernel, not what was asked for: the rule of `auto` may change. That of the longest rows stands for all,
+        # so that options which merely change the rows' shapes do not change the key.
+        "attention": chosen_attention(settings, start.shape, options.longest_row),
     }
 
 

@@ -20,15 +20,17 @@ import jax
 from zephyr_jax.compilation import keep_compiled_programs
 from zephyr_jax.data.chat import ChatTokenizer, load_chat_tokenizer
 from zephyr_jax.host_memory import keep_freed_memory
-from zephyr_jax.model.attention import choose_attention
+from zephyr_jax.model.attention_rule import MEASURED, choose_attention
 from zephyr_jax.model.mistral import PARTITION_RULES, ModelSettings, Params, abstract_params, init_params
 from zephyr_jax.model.sources import open_weights
 from zephyr_jax.model.weight_source import WeightSource, check_shape
-from zephyr_jax.recipe import ModelShape, Recipe
+from zephyr_jax.recipe import ModelShape, Recipe, RowLayout
 from zephyr_jax.records import InputError
 from zephyr_jax.sharding import make_mesh, tree_shardings
 
 OnEvaluation = Callable[[str, Params, int], None]
+
+LAYOUT_NAMES = {"plain": "plain rows", "dialogues": "packed dialogues", "pairs": "packed pairs"}
 
 
 def say(text: str) -> None:
@@ -128,7 +130,9 @@ def check_start_model(run: Run) -> None:
             "trackers: tensorboard needs the package tensorboardX; pip install -e '.[tensorboard]', or leave it out"
         )
     tree_shardings(abstract_params(start.shape), PARTITION_RULES, run.mesh)
-    choose_attention(run.recipe.model.attention, 1, platform=jax.default_backend())
+    for stage in run.recipe.stages:
+        options = getattr(run.recipe, stage)
+        chosen_attention(model_settings(run.recipe, rows=options.row_layout), start.shape, options.longest_row)
 
 
 def _tokenizer_name(recipe: Recipe) -> str:
@@ -167,22 +171,46 @@ def _fitting(model: StartModel, run: Run) -> StartModel:
     return model
 
 
-def model_settings(recipe: Recipe) -> ModelSettings:
-    """How the recipe wants the forward pass computed."""
+def model_settings(recipe: Recipe, *, rows: RowLayout = "pairs") -> ModelSettings:
+    """How the recipe wants the forward pass computed.
+
+    Args:
+      recipe: the recipe.
+      rows: how the rows are laid out (`row_layout` of a stage's options); pairs is right for all.
+    """
     model = recipe.model
-    return ModelSettings(compute_dtype=model.compute_dtype, attention=model.attention, remat=model.remat)
+    return ModelSettings(compute_dtype=model.compute_dtype, attention=model.attention, remat=model.remat, rows=rows)
 
 
-def say_attention(recipe: Recipe, row_lengths: Iterable[int]) -> None:
-    """Says which attention the rows of each length get.
+def chosen_attention(settings: ModelSettings, shape: ModelShape, num_tokens: int) -> str:
+    """The implementation of attention that rows of so many tokens get.
 
     Raises:
-      InputError: the attention asked for cannot run here.
+      InputError: the attention asked for cannot run here, or not for such rows.
     """
-    model, platform = recipe.model, jax.default_backend()
+    return choose_attention(
+        settings.attention,
+        num_tokens,
+        platform=settings.platform or jax.default_backend(),
+        dtype=settings.compute_dtype,
+        head_dim=shape.head_dim,
+        rows=settings.rows,
+    )
+
+
+def say_attention(settings: ModelSettings, shape: ModelShape, row_lengths: Iterable[int]) -> None:
+    """Says which attention the rows of each length get, and why.
+
+    Raises:
+      InputError: as of `chosen_attention`.
+    """
+    platform = settings.platform or jax.default_backend()
     chosen: dict[str, list[str]] = {}
     for length in sorted(set(row_lengths)):
-        chosen.setdefault(choose_attention(model.attention, length, platform=platform), []).append(str(length))
+        chosen.setdefault(chosen_attention(settings, shape, length), []).append(str(length))
     kernels = "; ".join(f"{name} for rows of {', '.join(lengths)} tokens" for name, lengths in chosen.items())
-    how = "chosen by auto" if model.attention == "auto" else "as the recipe says"
-    say(f"attention: {kernels} ({how}); compute {model.compute_dtype} on {platform}")
+    how = "as the recipe says"
+    if settings.attention == "auto":
+        measured = "" if platform in MEASURED else f", not measured on {platform}"
+        how = f"chosen by auto for {LAYOUT_NAMES[settings.rows]}{measured}"
+    say(f"attention: {kernels} ({how}); compute {settings.compute_dtype} on {platform}")

@@ -1,0 +1,64 @@
+"""Which attention rows get: the table of auto, and what each implementation is refused for."""
+
+from __future__ import annotations
+
+import pytest
+
+from zephyr_jax.model.attention_rule import AUTO, IMPLEMENTATIONS, MEASURED, choose_attention
+from zephyr_jax.model.blockwise_attention import MAX_BLOCK_TOKENS
+from zephyr_jax.records import InputError
+
+PLACE = {"platform": "gpu", "dtype": "bfloat16", "head_dim": 128, "rows": "pairs"}
+
+
+def test_auto_takes_blocks_for_rows_longer_than_one_block():
+    on_cpu = PLACE | {"platform": "cpu"}
+    assert choose_attention("auto", MAX_BLOCK_TOKENS, **on_cpu) == "xla"
+    assert choose_attention("auto", MAX_BLOCK_TOKENS + 1, **on_cpu) == "blockwise"
+
+
+@pytest.mark.parametrize(
+    "place, chosen",
+    [
+        ({"rows": "plain"}, "cudnn"),
+        ({"rows": "plain", "platform": "cuda"}, "cudnn"),
+        ({"rows": "plain", "dtype": "float32"}, "blockwise"),
+        ({"rows": "plain", "head_dim": 60}, "blockwise"),
+        ({"rows": "dialogues"}, "blockwise"),
+        ({"rows": "pairs"}, "blockwise"),
+        ({"rows": "plain", "platform": "tpu"}, "blockwise"),
+        ({"rows": "plain", "platform": "METAL"}, "blockwise"),
+    ],
+)
+def test_auto_takes_the_first_that_can_run(place, chosen):
+    assert choose_attention("auto", 2048, **PLACE | place) == chosen
+
+
+def test_the_table_names_what_there_is_and_ends_with_what_runs_everywhere():
+    for choices in AUTO.values():
+        assert set(choices) == {"plain", "dialogues", "pairs"}
+        for names in choices.values():
+            assert set(names) <= set(IMPLEMENTATIONS) and names[-1] == "blockwise"
+    assert set(MEASURED) <= set(AUTO)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_a_named_implementation_is_taken_never_replaced(name):
+    platform = {"cudnn": "gpu"}.get(name, "cpu")
+    for num_tokens in (8, 4096):
+        assert choose_attention(name, num_tokens, **PLACE | {"platform": platform}) == name
+
+
+@pytest.mark.parametrize(
+    "name, num_tokens, place, message",
+    [
+        ("cudnn", 64, {"platform": "cpu"}, "cudnn needs an NVIDIA GPU, this is cpu; use auto, xla or blockwise"),
+        ("cudnn", 64, {"dtype": "float32"}, "cudnn computes in bfloat16, got compute_dtype float32; use auto, xla or"),
+        ("cudnn", 64, {"head_dim": 256}, "cudnn takes head sizes of 8, 16, ... 128, got 256; use auto, xla or"),
+        ("cudnn", 65, {}, "cudnn takes rows of an even number of tokens where they are packed, got 65; use auto"),
+    ],
+)
+def test_a_named_implementation_that_cannot_run_is_refused_with_the_way_out(name, num_tokens, place, message):
+    with pytest.raises(InputError) as refusal:
+        choose_attention(name, num_tokens, **PLACE | place)
+    assert str(refusal.value).startswith(f"model.attention: {message}")
