@@ -155,14 +155,16 @@ class _Bench:
 
     def dsft(self) -> Timing:
         batches = dsft_batches(self.run, load_dsft_data(self.run))
-        say_attention(self.run.recipe, (shape.row_length for shape in batches.shapes))
-        objective = sft_objective(shape=self.start.shape, settings=model_settings(self.run.recipe))
-        return self._training("dsft", objective, dsft_options(self.run), batches)
+        options = dsft_options(self.run)
+        settings = model_settings(self.run.recipe, rows=options.row_layout)
+        say_attention(settings, self.start.shape, (shape.row_length for shape in batches.shapes))
+        objective = sft_objective(shape=self.start.shape, settings=settings)
+        return self._training("dsft", objective, options, batches)
 
     def ddpo(self, data: DdpoData) -> Iterator[Timing]:
         ordered, dealt = ordered_batches(self.run, data.train), ddpo_batches(self.run, data.train)
-        say_attention(self.run.recipe, (shape.row_length for shape in (*ordered.shapes, *dealt.shapes)))
-        settings = model_settings(self.run.recipe)
+        settings = model_settings(self.run.recipe, rows=ddpo_options(self.run).row_layout)
+        say_attention(settings, self.start.shape, (shape.row_length for shape in (*ordered.shapes, *dealt.shapes)))
         yield self._measure(
             "reference",
             make_reference_step(shape=self.start.shape, settings=settings, mesh=self.run.mesh),
