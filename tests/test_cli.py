@@ -64,6 +64,25 @@ def test_wrong_arguments_are_the_users_mistake(argv: list[str], capsys: pytest.C
     assert "usage: thing" in capsys.readouterr().err
 
 
+def test_an_output_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "out.jsonl"
+    file.write_text("old\n")
+    with pytest.raises(ZeroDivisionError), cli.open_output(file) as stream:
+        stream.write("new\n")
+        raise ZeroDivisionError
+    assert file.read_text() == "old\n" and list(tmp_path.iterdir()) == [file]
+    with cli.open_output(file) as stream:
+        stream.write("new\n")
+        assert file.read_text() == "old\n"
+    assert file.read_text() == "new\n" and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("place", [".", "no/such/folder.jsonl"])
+def test_an_output_that_cannot_be_written_is_the_users_mistake(place: str) -> None:
+    with pytest.raises(InputError, match=f"--out {place}: cannot be written"), cli.open_output(Path(place)):
+        pass
+
+
 def test_help_is_done_and_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(lambda arguments: None, ["--help"]) == 0
     assert "--debug" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The console script `zephyr <command> ...`, and what all commands share: overrides, `--debug`, exit statuses.
+"""The console script `zephyr <command> ...`, and what commands share: overrides, `--debug`, exit statuses, `--out`.
 
 Not here: the commands themselves, which are modules of their own (`python -m zephyr_jax.train` is `zephyr train`).
 Nothing heavy is imported until a command's name is known.
@@ -7,11 +7,15 @@ Nothing heavy is imported until a command's name is known.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
+import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
 
 from zephyr_jax import __version__
 from zephyr_jax.records import InputError
@@ -21,6 +25,7 @@ COMMANDS = {
     "score": "log-probs of chosen and rejected answers under a model",
     "generate": "answers to a file of prompts",
     "chat": "talk with a model in the terminal, or ask it once",
+    "binarise": "preference pairs of AI feedback in UltraFeedback's layout",
     "export": "a checkpoint as a Hugging Face folder",
     "bench": "step time, tokens/s, MFU and memory of a recipe on the devices at hand",
 }
@@ -34,6 +39,32 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key.path=value", help="changes to the recipe, such as ddpo.beta=0.2"
     )
+
+
+@contextlib.contextmanager
+def open_output(file: Path, *, option: str = "--out") -> Iterator[TextIO]:
+    """A text file to write that is there whole or not at all: until the block ends it has another name.
+
+    Args:
+      file: the file; one that is there is replaced.
+      option: what the user gave it by, for the message.
+
+    Raises:
+      InputError: it cannot be written; at once, before any work is done for it.
+    """
+    partial = file.parent / f"{file.name}.partial"
+    try:
+        if file.is_dir():
+            raise IsADirectoryError("it is a folder")
+        stream = partial.open("w", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{option} {file}: cannot be written ({error}); give the name of a file") from error
+    try:
+        with stream:
+            yield stream
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def run_command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 
@@ -53,6 +54,44 @@ class PreferencePair:
     location: str
     score_chosen: float | None = None
     score_rejected: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ScoredCompletion:
+    """One model's answer to a prompt, and what the teacher said of it.
+
+    Attributes:
+      model: who answered, or None.
+      response: the answer; may be empty.
+      ratings: aspect -> 1 to 5, or None where the teacher said N/A; an aspect without a rating is not in it.
+      overall_score: the teacher's 1 to 10 as it stands in the file, or None.
+    """
+
+    model: str | None
+    response: str
+    ratings: Mapping[str, int | None]
+    overall_score: float | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ScoredCompletions:
+    """One prompt with several scored answers: a row of AI feedback, before it becomes a preference pair.
+
+    Attributes:
+      prompt: every message before the answers; its last message is a user's.
+      instruction: the prompt as one text.
+      prompt_id: the row's own id, or the SHA-256 of the instruction in hexadecimal.
+      completions: the answers in the file's order.
+      source: the row's own word for where its prompt is from, or None.
+      location: where the row was read, `file:line` (1-based).
+    """
+
+    prompt: tuple[Message, ...]
+    instruction: str
+    prompt_id: str
+    completions: tuple[ScoredCompletion, ...]
+    source: str | None
+    location: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

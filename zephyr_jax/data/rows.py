@@ -65,7 +65,7 @@ def parse_pair(row: Mapping[str, Any], location: str) -> PreferencePair:
     chosen, rejected = _required(row, "chosen"), _required(row, "rejected")
     if isinstance(chosen, str) and isinstance(rejected, str):
         prompt = _prompt_of_answers(row)
-        answers = (_text(chosen, "chosen"), _text(rejected, "rejected"))
+        answers = (checked_text(chosen, "chosen"), checked_text(rejected, "rejected"))
     elif isinstance(chosen, str) or isinstance(rejected, str):
         raise RowError("chosen and rejected are not both text or both message lists")
     else:
@@ -120,7 +120,7 @@ def _prompt_of_answers(row: Mapping[str, Any]) -> tuple[Message, ...]:
 
 def _prompt_messages(prompt: Any) -> tuple[Message, ...]:
     if isinstance(prompt, str):
-        return ({"role": "user", "content": _text(prompt, "prompt")},)
+        return ({"role": "user", "content": checked_text(prompt, "prompt")},)
     messages = _dialogue(prompt, "prompt")
     if messages[-1]["role"] != "user":
         raise RowError("prompt does not end with a user turn")
@@ -146,7 +146,7 @@ def _messages(value: Any, column: str) -> tuple[Message, ...]:
         role = _ROLES.get(message["role"]) if isinstance(message["role"], str) else None
         if role is None:
             raise RowError(f"a role in {column} is none of {', '.join(_ROLES)}")
-        messages.append({"role": role, "content": _text(message["content"], f"a message of {column}")})
+        messages.append({"role": role, "content": checked_text(message["content"], f"a message of {column}")})
     return tuple(messages)
 
 
@@ -164,7 +164,12 @@ def _check_turns(messages: tuple[Message, ...], column: str) -> None:
         raise RowError(f"roles of {column} do not alternate")
 
 
-def _text(value: Any, what: str) -> str:
+def checked_text(value: Any, what: str) -> str:
+    """A value that has to be text with more than white space, untouched; `what` names it in the reason.
+
+    Raises:
+      RowError: it is not.
+    """
     if not isinstance(value, str):
         raise RowError(f"{what} is not text" if value is not None else f"{what} has no text")
     if not value.strip():

@@ -1,4 +1,4 @@
-"""Reads the sources of a recipe into validated conversations or preference pairs, and says what it left out.
+"""Reads the sources of a recipe into validated conversations, pairs or AI feedback, and says what it left out.
 
 A source is a file, a data set of `datasets` or `tfds`, or a built-in one. Rows come in the order of the list and of
 each source: shuffling is the loader's. A row that cannot be used is reported on stderr as `file:line: reason`, counted
@@ -14,26 +14,27 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from zephyr_jax.data.feedback_rows import parse_feedback
 from zephyr_jax.data.file_rows import open_file
 from zephyr_jax.data.library_rows import open_hugging_face, open_tfds, split_place
 from zephyr_jax.data.row_source import LocatedRow, RowSource, pick
 from zephyr_jax.data.rows import RowError, parse_conversation, parse_pair, parse_prompt
 from zephyr_jax.data.tasks import SPLITS, iterate_task_rows
-from zephyr_jax.records import BadRow, Conversation, InputError, PreferencePair, ReadReport
+from zephyr_jax.records import BadRow, Conversation, InputError, PreferencePair, ReadReport, ScoredCompletions
 
 if TYPE_CHECKING:
     from zephyr_jax.recipe import Source
 
 __all__ = [
     "RowError", "iterate_rows", "open_source", "parse_conversation", "parse_pair", "parse_prompt", "read_conversations",
-    "read_pairs",
+    "read_feedback", "read_pairs",
 ]  # fmt: skip
 
 MAX_BAD_ROWS_SHOWN = 10
 _MAX_BAD_ROWS_IN_ERROR = 3
 _BUILTIN_KINDS: dict[str, Literal["chat", "preferences"]] = {"tasks-chat": "chat", "tasks-preferences": "preferences"}
 
-_Record = TypeVar("_Record", Conversation, PreferencePair)
+_Record = TypeVar("_Record", Conversation, PreferencePair, ScoredCompletions)
 
 
 def read_conversations(
@@ -61,6 +62,13 @@ def read_pairs(
 ) -> tuple[list[PreferencePair], ReadReport]:
     """Reads and validates preference pairs; arguments, returns and errors as `read_conversations`."""
     return _read(sources, parse_pair, seed, max_bad_rows, progress)
+
+
+def read_feedback(
+    sources: Sequence[Source], *, seed: int, max_bad_rows: float, progress: bool = False
+) -> tuple[list[ScoredCompletions], ReadReport]:
+    """Reads and validates AI feedback in UltraFeedback's raw layout; the rest as `read_conversations`."""
+    return _read(sources, parse_feedback, seed, max_bad_rows, progress)
 
 
 def iterate_rows(source: str) -> Iterator[LocatedRow]:
