@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -27,6 +29,7 @@ from zephyr_jax.recipe import Mesh
 from zephyr_jax.records import InputError
 from zephyr_jax.sharding import (
     batch_shardings,
+    describe_mesh,
     make_mesh,
     num_row_shards,
     path_text,
@@ -93,9 +96,14 @@ def test_a_dimension_that_cannot_be_divided_is_refused_with_the_divisors():
     )
 
 
-def test_key_value_heads_that_cannot_be_divided_are_refused():
-    with pytest.raises(InputError, match=r"mesh.tensor: got 4, .* dimension of 2 in parameter layers/attention/key"):
+def test_key_value_heads_that_cannot_be_divided_are_refused_with_what_divides_all_that_the_axis_splits():
+    """4 divides the 4 heads and the 48 of the feed-forward, not the 2 key/value heads: 1 and 2 divide all of them."""
+    with pytest.raises(InputError) as refusal:
         tree_shardings(abstract_params(SHAPE), PARTITION_RULES, make_mesh(Mesh(data=1, fsdp=4, tensor=4)))
+    assert str(refusal.value) == (
+        "mesh.tensor: got 4, which does not divide a dimension of 2 in parameter layers/attention/key (2, 32, 2, 8); "
+        "wanted one of 1, 2"
+    )
 
 
 def test_open_axis_takes_the_devices_that_are_left():
@@ -117,6 +125,39 @@ def test_open_axis_takes_the_devices_that_are_left():
 def test_devices_that_cannot_fill_the_mesh_are_an_error(mesh, wanted):
     with pytest.raises(InputError, match=wanted):
         make_mesh(mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Device:
+    """What a mesh asks of a device."""
+
+    id: int
+    process_index: int
+    platform: str = "gpu"
+
+
+def _ids(mesh):
+    return [[device.id for device in row.flat] for row in mesh.devices]
+
+
+def test_hybrid_mesh_replicates_across_hosts_and_shards_within():
+    """Two hosts of eight devices, whose ids come in any order: data goes over the hosts."""
+    devices = [_Device(id=i, process_index=i // 8) for i in (3, 15, 0, 8, 9, 1, 2, 4, 12, 13, 5, 6, 14, 7, 10, 11)]
+    mesh = make_mesh(Mesh(data=2, fsdp=8, tensor=1), devices)
+    assert _ids(mesh) == [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 15]]
+    assert describe_mesh(mesh) == "data 2 (across hosts) x fsdp 8 (within a host) x tensor 1"
+    assert describe_mesh(make_mesh(SIXTEEN, devices)) == "data 1 x fsdp 16 (across hosts) x tensor 1"
+    mesh = make_mesh(Mesh(data=2, fsdp=4, tensor=2), devices)
+    assert describe_mesh(mesh) == "data 2 (across hosts) x fsdp 4 (within a host) x tensor 2 (within a host)"
+
+
+def test_processes_that_were_dealt_out_to_hosts_in_turn_are_put_together_again():
+    """One process a GPU, four on each of two hosts, ranks 0, 2, 4, 6 on the first."""
+    devices = [_Device(id=i, process_index=i) for i in range(8)]
+    hosts = ["a", "b"] * 4
+    mesh = make_mesh(Mesh(data=2, fsdp=4, tensor=1), devices, hosts=hosts)
+    assert _ids(mesh) == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert describe_mesh(mesh, hosts=hosts) == "data 2 (across hosts) x fsdp 4 (within a host) x tensor 1"
 
 
 def test_paths_are_slashes_through_dicts_tuples_and_fields():
@@ -161,8 +202,15 @@ def on_one_device():
 
 @pytest.mark.parametrize(
     "mesh",
-    [SIXTEEN, Mesh(data=4, fsdp=4, tensor=1), Mesh(data=1, fsdp=4, tensor=2)],
-    ids=["fsdp16", "data4_fsdp4", "fsdp4_tensor2"],
+    [
+        SIXTEEN,
+        Mesh(data=2, fsdp=8, tensor=1),
+        Mesh(data=2, fsdp=4, tensor=2),
+        Mesh(data=1, fsdp=4, tensor=2),
+        Mesh(data=4, fsdp=1, tensor=1),
+        Mesh(data=1, fsdp=1, tensor=2),
+    ],
+    ids=["fsdp16", "hybrid2x8", "data2_fsdp4_tensor2", "fsdp4_tensor2", "data4", "tensor2"],
 )
 def test_ddpo_is_the_same_on_one_device_and_on_many(mesh, on_one_device):
     """Metrics of two clipped steps; the first moment, which is the gradient to a factor; the parameters."""

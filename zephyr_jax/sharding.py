@@ -22,12 +22,19 @@ Rules = Sequence[tuple[str, PartitionSpec]]
 ROW_AXES = ("data", "fsdp")  # the axes that share a batch's rows
 
 
-def make_mesh(mesh: recipe.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+def make_mesh(
+    mesh: recipe.Mesh, devices: Sequence[jax.Device] | None = None, *, hosts: Sequence[str] | None = None
+) -> jax.sharding.Mesh:
     """A mesh with the axes data, fsdp, tensor over the devices.
+
+    Devices of one host stand side by side and `tensor` turns fastest, then `fsdp`, then `data`. So an axis leaves a
+    host only where those after it have filled one: {data: hosts, fsdp: devices of a host} replicates across hosts and
+    shards within. (TPUs are laid out by JAX, after their own wiring.)
 
     Args:
       mesh: axis sizes of the recipe.
       devices: all of jax.devices() unless given.
+      hosts: the host of each process, by its index, where several processes share one; None: each has its own.
 
     Returns:
       The mesh; its axes are of the Auto type: the compiler splits what the table leaves open.
@@ -35,11 +42,35 @@ def make_mesh(mesh: recipe.Mesh, devices: Sequence[jax.Device] | None = None) ->
     Raises:
       InputError: the devices cannot fill the mesh.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = list(jax.devices() if devices is None else devices)
     sizes = recipe.resolve_mesh(mesh, len(devices))
-    return jax.make_mesh(
-        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=list(devices)
-    )
+    axis_types = (AxisType.Auto,) * len(sizes)
+    if devices[0].platform == "tpu":
+        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices)
+    by_host = sorted(devices, key=lambda device: (_host_number(device, hosts), device.process_index, device.id))
+    return jax.sharding.Mesh(np.array(by_host).reshape(tuple(sizes.values())), tuple(sizes), axis_types=axis_types)
+
+
+def _host_number(device: jax.Device, hosts: Sequence[str] | None) -> int:
+    """Hosts are counted by their first process: a scheduler may deal processes out to them in turn."""
+    index: int = device.process_index
+    return index if hosts is None else hosts.index(hosts[index])
+
+
+def describe_mesh(mesh: jax.sharding.Mesh, *, hosts: Sequence[str] | None = None) -> str:
+    """The mesh for people: `data 2 (across hosts) x fsdp 8 (within a host) x tensor 1`.
+
+    Args:
+      mesh: the mesh.
+      hosts: as of `make_mesh`.
+    """
+    numbers = np.vectorize(lambda device: _host_number(device, hosts), otypes=[int])(mesh.devices)
+    texts = []
+    for position, (axis, size) in enumerate(mesh.shape.items()):
+        crosses = bool((numbers != numbers.take([0], axis=position)).any())
+        place = "" if size == 1 else " (across hosts)" if crosses else " (within a host)"
+        texts.append(f"{axis} {size}{place}")
+    return " x ".join(texts)
 
 
 def num_row_shards(mesh: jax.sharding.Mesh) -> int:
@@ -71,6 +102,8 @@ def tree_shardings(tree: Any, rules: Rules, mesh: jax.sharding.Mesh) -> Any:
       ValueError: a leaf matches no rule, or more than one.
     """
 
+    split: dict[str, list[tuple[int, str, tuple[int, ...]]]] = {}  # axis -> size, name and shape of what it splits
+
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         if not leaf.shape:
             return NamedSharding(mesh, PartitionSpec())
@@ -79,21 +112,27 @@ def tree_shardings(tree: Any, rules: Rules, mesh: jax.sharding.Mesh) -> Any:
         if len(specs) != 1:
             matched = " and ".join(repr(pattern) for pattern, _ in specs) or "no row"
             raise ValueError(f"sharding rules: {name} {tuple(leaf.shape)} matches {matched}, wanted exactly one row")
-        _check_divides(name, leaf.shape, specs[0][1], mesh)
+        for size, axis in zip(leaf.shape, specs[0][1], strict=False):
+            if axis is not None:
+                split.setdefault(axis, []).append((size, name, leaf.shape))
         return NamedSharding(mesh, specs[0][1])
 
-    return jax.tree.map_with_path(sharding, tree)
+    shardings = jax.tree.map_with_path(sharding, tree)
+    _check_divides(split, mesh)
+    return shardings
 
 
-def _check_divides(name: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: jax.sharding.Mesh) -> None:
-    for size, axis in zip(shape, spec, strict=False):
-        if axis is not None and size % mesh.shape[axis]:
-            divisors = [d for d in range(1, size + 1) if size % d == 0]
-            raise InputError(
-                f"mesh.{axis}: got {mesh.shape[axis]}, which does not divide a dimension of {size} in parameter "
-                f"{name} {shape}; wanted one of {', '.join(map(str, divisors[:12]))}"
-                + (", ..." if len(divisors) > 12 else "")
-            )
+def _check_divides(split: Mapping[str, Sequence[tuple[int, str, tuple[int, ...]]]], mesh: jax.sharding.Mesh) -> None:
+    for axis, dimensions in split.items():
+        for size, name, shape in dimensions:
+            if size % mesh.shape[axis]:
+                common = math.gcd(*(other for other, _, _ in dimensions))
+                divisors = [d for d in range(1, common + 1) if common % d == 0]
+                raise InputError(
+                    f"mesh.{axis}: got {mesh.shape[axis]}, which does not divide a dimension of {size} in parameter "
+                    f"{name} {shape}; wanted one of {', '.join(map(str, divisors[:12]))}"
+                    + (", ..." if len(divisors) > 12 else "")
+                )
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -152,6 +152,12 @@ def test_samples_are_written_at_every_evaluation(whole):
     assert [sample["step"] for sample in samples] == [0, 0, 3, 3]
 
 
+def test_a_batch_that_does_not_share_out_over_the_mesh_is_said(whole):
+    if len(jax.devices()) == 16:
+        wanted = "dsft: 4 rows do not share out evenly over the 16 devices of data x fsdp: 12 empty rows are computed"
+        assert wanted in whole[2]
+
+
 def test_each_stage_ends_with_one_line(whole):
     lines = whole[2].splitlines()
     for stage, steps in (("dsft", 3), ("ddpo", 2)):

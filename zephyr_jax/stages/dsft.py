@@ -18,7 +18,7 @@ from zephyr_jax.recipe import Dsft, Source
 from zephyr_jax.records import Conversation, InputError, ReadReport
 from zephyr_jax.sharding import num_row_shards
 from zephyr_jax.stages.outcome import finish_stage
-from zephyr_jax.stages.start import OnEvaluation, Run, base_model, model_settings, say_attention
+from zephyr_jax.stages.start import OnEvaluation, Run, base_model, model_settings, say, say_attention
 from zephyr_jax.training.loop import StageTask, evaluate_batches, run_stage
 from zephyr_jax.training.objectives import sft_objective
 
@@ -130,6 +130,13 @@ def run_dsft(run: Run, data: DsftData, *, on_evaluation: OnEvaluation) -> None:
     """
     options, start = dsft_options(run), base_model(run)
     batches = dsft_batches(run, data)
+    num_empty = batches.shapes[0].num_rows - batches.micro_batch_size
+    if num_empty:
+        shards = num_row_shards(run.mesh)
+        say(
+            f"dsft: {batches.micro_batch_size} rows do not share out evenly over the {shards} devices of data x fsdp: "
+            f"{num_empty} empty rows are computed with them; a multiple of {shards} wastes none"
+        )
     eval_batches = None if data.eval is None else dsft_eval_batches(run, data.eval)
     shapes = batches.shapes + (eval_batches.shapes if eval_batches else ())
     settings = model_settings(run.recipe, rows=options.row_layout)
