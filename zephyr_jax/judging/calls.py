@@ -1,0 +1,166 @@
+"""Asks models on behalf of a run: looks in the journal first, sets the money aside, asks, keeps the answer, counts.
+
+Steps write one coroutine for each prompt or answer, as if it were alone, and `run_jobs` runs as many side by side as
+keep the model busy. What is asked depends on the prompt alone, so order and concurrency change nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from zephyr_jax.feedback_recipe import Price
+from zephyr_jax.judging.budget import BudgetSpent, Purse
+from zephyr_jax.judging.journal import Journal
+from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, Respondent
+from zephyr_jax.judging.tally import Tally
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """The run is being stopped: this call was not made."""
+
+
+class Stop:
+    """Says that no new call is to begin, and why; those in flight are waited for."""
+
+    def __init__(self) -> None:
+        self.reason: BaseException | None = None
+
+    def ask(self, reason: BaseException) -> None:
+        """Stops; the first reason counts."""
+        self.reason = self.reason or reason
+
+
+class Caller:
+    """One model as a run asks it."""
+
+    def __init__(
+        self,
+        respondent: Respondent,
+        journal: Journal,
+        *,
+        run: str,
+        price: Price,
+        purse: Purse,
+        tally: Tally,
+        stop: Stop,
+    ):
+        self.respondent, self.journal, self.run = respondent, journal, run
+        self.price, self.purse, self.tally, self.stop = price, purse, tally, stop
+        for line in journal.lines():
+            if line["run"] == run:
+                purse.pay_before(line["prompt_tokens"], line["completion_tokens"], price)
+
+    def is_kept(self, request: ChatRequest) -> bool:
+        """Whether the answer is in the journal."""
+        return request.key(self.respondent.identity) in self.journal
+
+    async def ask(self, request: ChatRequest, *, call: str) -> Reply:
+        """The answer to a request, from the journal or from the model.
+
+        Args:
+          request: the question.
+          call: what it is for, for people who read the journal.
+
+        Raises:
+          CallFailed: it got none.
+          Stopped: it was not asked any more.
+        """
+        key = request.key(self.respondent.identity)
+        kept = self.journal.find(key)
+        if kept is not None:
+            self.tally.kept += 1
+            return kept
+        if self.stop.reason is not None:
+            raise Stopped
+        try:
+            worst = await self.purse.set_aside(request, self.price)
+        except BudgetSpent as spent:
+            self.stop.ask(spent)
+            raise Stopped from None
+        reply = None
+        started = time.monotonic()
+        try:
+            reply = await self.respondent.reply(request)
+            self.tally.add(reply)
+            self.journal.keep(key, reply, run=self.run, call=call, seconds=time.monotonic() - started)
+        finally:
+            await self.purse.settle(worst, reply, self.price)
+        return reply
+
+
+async def ask_until(
+    caller: Caller,
+    request_of: Callable[[int], ChatRequest],
+    parse: Callable[[Reply], T | None],
+    *,
+    max_tries: int,
+    call: str,
+    unusable: collections.Counter[str],
+) -> T | None:
+    """Asks until an answer can be used, each time as another request.
+
+    Args:
+      caller: whom.
+      request_of: the request of an attempt, counted from 0.
+      parse: what an answer says, or None where it cannot be used.
+      max_tries: attempts at most.
+      call: name for the journal.
+      unusable: counts what came to nothing, under what and why.
+
+    Returns:
+      What the first usable answer says; None after max_tries, or where the model gave no answer.
+    """
+    kind = call.split(":", 1)[0]
+    for attempt in range(max_tries):
+        try:
+            reply = await caller.ask(request_of(attempt), call=f"{call}:{attempt}")
+        except CallFailed:
+            unusable[f"{kind}: no answer"] += 1
+            return None
+        parsed = parse(reply)
+        if parsed is not None:
+            return parsed
+        unusable[f"{kind}: unusable answer, asked again" if attempt + 1 < max_tries else f"{kind}: given up"] += 1
+    return None
+
+
+async def run_jobs(
+    jobs: Sequence[Callable[[], Awaitable[T]]], *, window: int, stop: Stop, done: Callable[[], None] = lambda: None
+) -> list[T | None]:
+    """Runs jobs side by side, in their order as places become free.
+
+    Args:
+      jobs: each is called once, when its turn comes.
+      window: how many at a time.
+      stop: when it is asked for, no job begins any more, and those that need another call end without it.
+      done: called after each job.
+
+    Returns:
+      The results in the order of the jobs; None for jobs that were stopped.
+    """
+    results: list[T | None] = [None] * len(jobs)
+    waiting = iter(range(len(jobs)))
+
+    async def work() -> None:
+        for index in waiting:
+            if stop.reason is not None:
+                return
+            try:
+                results[index] = await jobs[index]()
+            except Stopped:
+                return
+            done()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(window, len(jobs))):
+                group.create_task(work())
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return results

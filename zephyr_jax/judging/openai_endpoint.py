@@ -1,0 +1,328 @@
+"""A model behind an OpenAI-compatible HTTP API: vLLM, TGI, llama.cpp, `transformers serve` or a paid service.
+
+One try is the official client's; everything around it is here: as many requests in flight as the servers' slots allow,
+pacing, retries with backoff and jitter, time-outs, and what counts as an answer. The key comes from the environment
+variable that the recipe names, goes to the client, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import time
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from zephyr_jax.feedback_recipe import ModelOptions
+from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply
+from zephyr_jax.judging.tally import Tally
+from zephyr_jax.records import InputError
+
+LONGEST_WAIT_SECONDS = 300.0
+LONGEST_REST_SECONDS = 60.0
+# A retry's wait is cut by up to this share at random, so that what failed together does not come back together.
+JITTER = 0.5
+# Ready beyond what is in flight, so that a slot that becomes free is taken at once, also while some wait to try again.
+WINDOW_PER_SLOT = 2
+_REFUSED_FOR_GOOD = {
+    401: "the key is refused",
+    403: "the key may not do this",
+    404: "there is no such model or address",
+}
+_WORTH_RETRYING = (408, 409, 425, 429)
+_LIKELY_TOKENS = 20
+# A server that nobody ever reached is a wrong address: said after so many tries, not after all of them.
+_TRIES_TO_CONNECT = 3
+_NO_CONNECTION = "no connection"
+
+
+class _Trouble(Exception):
+    """One try came to nothing."""
+
+    def __init__(self, kind: str, detail: str = "", *, retry_after: float = 0.0, is_final: bool = False):
+        super().__init__(detail or kind)
+        self.kind, self.retry_after, self.is_final = kind, retry_after, is_final
+
+
+class _Server:
+    """One address, its client, and how many requests are at it."""
+
+    def __init__(self, url: str, client: Any):
+        self.url, self.client = url, client
+        self.in_flight = self.num_refusals = 0
+        self.rests_until = 0.0
+        self.was_reached = False
+
+
+class OpenAIEndpoint:
+    """A Respondent: see protocol.py."""
+
+    def __init__(self, options: ModelOptions, *, name: str, tally: Tally):
+        """Makes a client for each server; nothing is sent yet.
+
+        Args:
+          options: with `base_url`.
+          name: the model's name in the recipe, for messages.
+          tally: is told of every try.
+
+        Raises:
+          InputError: the package `openai` is missing, or the variable with the key is not set.
+        """
+        assert options.base_url is not None
+        self.options, self.name, self.tally = options, name, tally
+        # Another number of servers, or other addresses, give the same answers.
+        self.identity = {
+            "model": options.model,
+            "response_format": options.response_format,
+            "extra_body": options.extra_body,
+        }
+        self.window = WINDOW_PER_SLOT * options.concurrency * len(options.base_url)
+        self._key = _read_key(options, name)
+        self._servers = _open_servers(options, name, self._key)
+        self._freed = asyncio.Condition()
+        self._next_send = 0.0
+
+    async def reply(self, request: ChatRequest) -> Reply:
+        """Answers one request; see Respondent."""
+        for number in range(1, self.options.max_tries + 1):
+            await self._pace(request)
+            server = await self._take_slot()
+            self.tally.begin_try()
+            try:
+                reply = await self._try(server, request)
+                server.was_reached, server.num_refusals = True, 0
+                return reply
+            except _Trouble as trouble:
+                self.tally.trouble(trouble.kind, str(trouble))
+                last = trouble
+                wait = self._wait(number, trouble)
+                self._let_rest(server, trouble, wait)
+            finally:
+                self.tally.end_try()
+                await self._give_back(server)
+            if last.is_final or number == self.options.max_tries:
+                break
+            if number == _TRIES_TO_CONNECT and not any(server.was_reached for server in self._servers):
+                break
+            await asyncio.sleep(wait)
+        if not any(server.was_reached for server in self._servers):
+            raise InputError(
+                f"models.{self.name}.base_url: nobody answers at {', '.join(self.options.base_url or ())} ({last}); "
+                "wanted a running server; start it, or mend the address"
+            )
+        self.tally.failed += 1
+        raise CallFailed(f"{self.name}: {last.kind} after {number} tries ({last})")
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        for server in self._servers:
+            await server.client.close()
+
+    def _let_rest(self, server: _Server, trouble: _Trouble, wait: float) -> None:
+        """A whole server that asks for less, or that is not there, gets nothing for a while."""
+        if trouble.kind == _NO_CONNECTION:
+            server.num_refusals += 1
+            backoff = self.options.retry_seconds * 2.0 ** min(server.num_refusals, 30)
+            server.rests_until = _now() + min(LONGEST_REST_SECONDS, backoff)
+            return
+        server.was_reached = True
+        if trouble.kind == "429" or trouble.retry_after:
+            server.rests_until = max(server.rests_until, _now() + wait)
+
+    def _wait(self, number: int, trouble: _Trouble) -> float:
+        """Seconds before the next try."""
+        backoff = min(LONGEST_WAIT_SECONDS, self.options.retry_seconds * 2.0 ** (number - 1))
+        jittered = backoff * (1 - JITTER * random.random())
+        return max(jittered, min(trouble.retry_after, LONGEST_WAIT_SECONDS))
+
+    async def _pace(self, request: ChatRequest) -> None:
+        """Waits until the limits per minute allow another request."""
+        gap = 0.0
+        if self.options.requests_per_minute is not None:
+            gap = 60 / self.options.requests_per_minute
+        if self.options.tokens_per_minute is not None:
+            tokens = request.estimated_prompt_tokens() + request.max_tokens
+            gap = max(gap, 60 * tokens / self.options.tokens_per_minute)
+        if gap:
+            now = _now()
+            start = max(now, self._next_send)
+            self._next_send = start + gap
+            await asyncio.sleep(start - now)
+
+    async def _take_slot(self) -> _Server:
+        """The server with the fewest requests that has a slot and does not rest."""
+        async with self._freed:
+            while True:
+                awake = [server for server in self._servers if server.rests_until <= _now()]
+                server = min(awake, key=lambda server: server.in_flight, default=None)
+                if server is not None and server.in_flight < self.options.concurrency:
+                    server.in_flight += 1
+                    return server
+                resting = [server.rests_until - _now() for server in self._servers if server not in awake]
+                try:
+                    async with asyncio.timeout(min(resting) if resting else None):
+                        await self._freed.wait()
+                except TimeoutError:
+                    pass
+
+    async def _give_back(self, server: _Server) -> None:
+        async with self._freed:
+            server.in_flight -= 1
+            self._freed.notify()
+
+    async def _try(self, server: _Server, request: ChatRequest) -> Reply:
+        """Sends the request once."""
+        import openai
+
+        try:
+            # The client's own time-out is for each read; a server that drips would never reach it.
+            async with asyncio.timeout(self.options.timeout_seconds):
+                answer = await server.client.chat.completions.with_raw_response.create(**self._body(request))
+                text = answer.http_response.text
+        except (TimeoutError, openai.APITimeoutError):
+            raise _Trouble("timed out", f"no answer in {self.options.timeout_seconds:g} s") from None
+        except openai.APIStatusError as error:
+            raise self._status_trouble(server, error) from None
+        except openai.APIConnectionError as error:
+            cause = type(error.__cause__).__name__
+            kind = _NO_CONNECTION if cause in ("ConnectError", "ConnectTimeout") else "connection lost"
+            raise _Trouble(kind, f"{server.url}: {cause}: {self._brief(error.__cause__)}") from None
+        except openai.APIError as error:  # what the client cannot read
+            raise _Trouble("unreadable answer", self._brief(error)) from None
+        return _read_answer(text, request)
+
+    def _status_trouble(self, server: _Server, error: Any) -> _Trouble:
+        status, detail = error.status_code, f"{server.url}: {self._brief(error)}"
+        if status in _REFUSED_FOR_GOOD:
+            raise InputError(
+                f"models.{self.name}: {server.url} says {status}, {_REFUSED_FOR_GOOD[status]} ({self._brief(error)}); "
+                f"wanted a model that it serves (got {self.options.model!r}) and its key in the variable that "
+                "api_key_env names"
+            ) from None
+        is_final = status < 500 and status not in _WORTH_RETRYING
+        return _Trouble(str(status), detail, retry_after=_retry_after(error.response.headers), is_final=is_final)
+
+    def _brief(self, error: BaseException | None) -> str:
+        """An error's text on one line; a server that repeats the key does not bring it into a log."""
+        text = " ".join(str(error).split())
+        if self.options.api_key_env is not None:
+            text = text.replace(self._key, f"${self.options.api_key_env}")
+        return text if len(text) <= 200 else f"{text[:200]} ..."
+
+    def _body(self, request: ChatRequest) -> dict[str, Any]:
+        options = self.options
+        body: dict[str, Any] = {"model": options.model, "messages": list(request.messages)}
+        body |= {"temperature": request.temperature, "top_p": request.top_p, "seed": request.seed}
+        body[options.max_tokens_field] = request.max_tokens
+        if request.choices:
+            body |= {"logprobs": True, "top_logprobs": _LIKELY_TOKENS}
+        if request.schema is not None and options.response_format != "none":
+            schema = {"name": request.schema.name, "strict": True, "schema": request.schema.schema}
+            with_schema = {"type": "json_schema", "json_schema": schema}
+            body["response_format"] = (
+                with_schema if options.response_format == "json_schema" else {"type": "json_object"}
+            )
+        if options.extra_body:
+            body["extra_body"] = options.extra_body
+        return body
+
+
+def _read_key(options: ModelOptions, name: str) -> str:
+    if options.api_key_env is None:
+        return "none"  # the client wants some text; servers without keys do not look at it
+    key = os.environ.get(options.api_key_env, "")
+    if not key:
+        raise InputError(
+            f"models.{name}.api_key_env: the environment variable {options.api_key_env} is not set; wanted the "
+            "servers' key in it, or api_key_env: null for servers without keys"
+        )
+    return key
+
+
+def _open_servers(options: ModelOptions, name: str, key: str) -> list[_Server]:
+    try:
+        import openai
+    except ImportError as error:
+        raise InputError(
+            f"models.{name}: an endpoint needs the package openai, which is missing; the way out: "
+            "pip install 'zephyr-jax[feedback]'"
+        ) from error
+    # The default keeps 100 connections and would open the others anew for every request.
+    limits = type(openai.DEFAULT_CONNECTION_LIMITS)(
+        max_connections=options.concurrency, max_keepalive_connections=options.concurrency
+    )
+    return [
+        _Server(
+            url,
+            openai.AsyncOpenAI(
+                api_key=key,
+                base_url=url,
+                max_retries=0,
+                timeout=options.timeout_seconds,
+                http_client=openai.DefaultAsyncHttpxClient(limits=limits, base_url=url),
+            ),
+        )
+        for url in options.base_url or ()
+    ]
+
+
+def _read_answer(text: str, request: ChatRequest) -> Reply:
+    """The answer in a response's body."""
+    if not text.strip():
+        raise _Trouble("empty body")
+    try:
+        body = json.loads(text)
+    except ValueError:
+        is_cut = text.lstrip().startswith("{")
+        raise _Trouble("JSON cut off or broken" if is_cut else "not JSON", text[:200]) from None
+    try:
+        choice = body["choices"][0]
+        message = choice["message"]
+        answer = message.get("content") or message.get("refusal") or ""
+        logprobs = _choice_logprobs(choice, request.choices) if request.choices else ()
+        usage = body.get("usage") or {}
+        if not isinstance(answer, str):
+            raise TypeError
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise _Trouble("no answer in the JSON", text[:200]) from None
+    return Reply(
+        text=answer,
+        finish_reason=str(choice.get("finish_reason") or "unknown"),
+        prompt_tokens=int(usage.get("prompt_tokens") or request.estimated_prompt_tokens()),
+        completion_tokens=int(usage.get("completion_tokens") or 0),
+        choice_logprobs=logprobs,
+    )
+
+
+def _choice_logprobs(choice: dict[str, Any], choices: tuple[str, ...]) -> tuple[float | None, ...]:
+    """The log-probability of each choice as the first token; None for those not among the likely ones listed."""
+    content = (choice.get("logprobs") or {}).get("content")
+    if not content:
+        raise InputError(
+            "annotation.rating: logprobs, but the server gives no log-probabilities; wanted a server that has them, a "
+            "model in this process (no base_url), or rating: json"
+        )
+    listed: dict[str, float] = {}
+    for token in content[0]["top_logprobs"]:
+        listed.setdefault(token["token"].strip(), token["logprob"])  # the likeliest comes first
+    return tuple(listed.get(text) for text in choices)
+
+
+def _retry_after(headers: Any) -> float:
+    """Seconds that a `Retry-After` asks for (RFC 9110, section 10.2.3); 0 where there is none to be read."""
+    value = headers.get("retry-after", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        date = parsedate_to_datetime(value)
+        return max(0.0, date.timestamp() - time.time())
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
