@@ -26,6 +26,7 @@ COMMANDS = {
     "generate": "answers to a file of prompts",
     "chat": "talk with a model in the terminal, or ask it once",
     "binarise": "preference pairs of AI feedback in UltraFeedback's layout",
+    "decontaminate": "rows of training files that overlap with evaluation sets, and the others",
     "export": "a checkpoint as a Hugging Face folder",
     "bench": "step time, tokens/s, MFU and memory of a recipe on the devices at hand",
 }
@@ -130,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10}{summary}" for name, summary in COMMANDS.items()]
+    lines = [f"  {name:<15}{summary}" for name, summary in COMMANDS.items()]
     return "\n".join(
         [
             "usage: zephyr COMMAND ...   (or: python -m zephyr_jax.COMMAND ...)",

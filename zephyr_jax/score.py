@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zephyr_jax.cli import run_command
+from zephyr_jax.cli import open_output, run_command
 from zephyr_jax.records import BadRow, InputError, PreferencePair, ReadReport
 
 PAIRS_PER_BATCH = 8
@@ -82,21 +81,10 @@ def _run(arguments: argparse.Namespace) -> None:
             f"--max-prompt-length: got {arguments.max_prompt_length}, wanted 1 or more and less than --max-length "
             f"({arguments.max_length})"
         )
-    temporary = arguments.out.with_name(arguments.out.name + ".partial")
-    try:
-        if arguments.out.is_dir():
-            raise IsADirectoryError("it is a folder")
-        temporary.touch()
-    except OSError as error:
-        raise InputError(f"--out {arguments.out}: cannot be written ({error}); give the name of a file") from error
-    try:
+    with open_output(arguments.out) as file:
         pairs, lines = read_rows(arguments.data)
         score_lines(arguments, pairs, lines)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        os.replace(temporary, arguments.out)
-    finally:
-        temporary.unlink(missing_ok=True)
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     unusable = sum("error" in line for line in lines)
     print(f"score: {len(lines)} rows, {unusable} of them unusable -> {arguments.out}", file=sys.stderr)
 

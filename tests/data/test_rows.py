@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zephyr_jax.data.rows import RowError, parse_conversation, parse_pair, parse_prompt
+from zephyr_jax.data.rows import RowError, pair_columns, parse_conversation, parse_pair, parse_prompt
 from zephyr_jax.records import Conversation, PreferencePair
 
 USER = {"role": "user", "content": "Which day follows Monday?"}
@@ -78,6 +78,27 @@ def test_answers_may_be_plain_text_beside_a_prompt(prompt):
 def test_answers_may_be_single_messages_beside_a_prompt():
     pair = parse_pair({"prompt": [SYSTEM, USER], "chosen": [ASSISTANT], "rejected": [WRONG]}, "x:1")
     assert pair.prompt == (SYSTEM, USER) and (pair.chosen, pair.rejected) == ("Tuesday.", "Sunday.")
+
+
+def test_argillas_first_columns_are_a_pair():
+    row = {"instruction": USER["content"], "chosen_response": "Tuesday.", "rejected_response": "Sunday."}
+    row |= {"source": "flan", "chosen_avg_rating": 4.5, "rejected_avg_rating": 2.0, "chosen_model": "gpt-4"}
+    assert parse_pair(row, "x:1") == PreferencePair((USER,), "Tuesday.", "Sunday.", None, "x:1", 4.5, 2.0)
+
+
+@pytest.mark.parametrize("dash", ["-", "_"])
+def test_argillas_cleaned_columns_are_a_pair(dash):
+    row = {"prompt": "Q?", "chosen": [USER, ASSISTANT], "rejected": [USER, WRONG], f"chosen{dash}model": "gpt-4"}
+    row |= {f"chosen{dash}rating": 5.0, f"rejected{dash}rating": 3.75, f"rejected{dash}model": "alpaca-7b"}
+    assert parse_pair(row, "x:1") == PreferencePair((USER,), "Tuesday.", "Sunday.", None, "x:1", 5.0, 3.75)
+    named = pair_columns(row)
+    assert (named["chosen_model"], named["rejected_model"]) == ("gpt-4", "alpaca-7b")
+
+
+def test_a_row_in_the_usual_columns_is_not_renamed():
+    row = {"chosen": "A.", "rejected": "B.", "prompt": "Q?", "instruction": "ignored", "score_chosen": 1}
+    row["chosen_rating"] = 5
+    assert pair_columns(row) is row
 
 
 @pytest.mark.parametrize(

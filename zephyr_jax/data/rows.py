@@ -17,6 +17,17 @@ from zephyr_jax.records import Conversation, Message, PreferencePair
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
 
 
+# Our name of a column (HuggingFaceH4/ultrafeedback_binarized's) -> its names in Argilla's binarised sets: the first is
+# ultrafeedback-binarized-preferences, whose answers are texts; then -cleaned, and dpo-mix-7k.
+_ARGILLA_ANSWERS = {"prompt": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"}
+_ARGILLA_NOTES = {
+    "score_chosen": ("chosen_avg_rating", "chosen-rating", "chosen_rating"),
+    "score_rejected": ("rejected_avg_rating", "rejected-rating", "rejected_rating"),
+    "chosen_model": ("chosen-model",),
+    "rejected_model": ("rejected-model",),
+}
+
+
 class RowError(ValueError):
     """A row that cannot be used; its text is the reason, one short phrase."""
 
@@ -46,8 +57,26 @@ def parse_conversation(row: Mapping[str, Any], location: str) -> Conversation:
     return Conversation(messages, _prompt_id(row), location)
 
 
+def pair_columns(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row of Argilla's binarised sets with the names of ultrafeedback_binarized beside its own; any other as it is.
+
+    >>> pair_columns({"chosen": [], "chosen-rating": 4.5})
+    {'chosen': [], 'chosen-rating': 4.5, 'score_chosen': 4.5}
+    """
+    renamed: dict[str, Any] = {}
+    if row.get("chosen") is None and row.get("chosen_response") is not None:
+        renamed |= {ours: row.get(theirs) for ours, theirs in _ARGILLA_ANSWERS.items()}
+    for ours, names in _ARGILLA_NOTES.items():
+        values = [row[name] for name in names if row.get(name) is not None]
+        if values and row.get(ours) is None:
+            renamed[ours] = values[0]
+    return {**row, **renamed} if renamed else row
+
+
 def parse_pair(row: Mapping[str, Any], location: str) -> PreferencePair:
     """Validates a row with the columns of ultrafeedback_binarized: `chosen`, `rejected`, and scores if there are some.
+
+    Argilla's names of these columns do as well (`pair_columns`).
 
     The answers are message lists with equal prompts; or message lists of one assistant's message, or plain strings,
     beside a `prompt` (a string, or a message list). Where the answers hold the prompt themselves, `prompt` is ignored.
@@ -62,6 +91,7 @@ def parse_pair(row: Mapping[str, Any], location: str) -> PreferencePair:
     Raises:
       RowError: the answers are not such, are equal, or a score is neither null nor a finite number.
     """
+    row = pair_columns(row)
     chosen, rejected = _required(row, "chosen"), _required(row, "rejected")
     if isinstance(chosen, str) and isinstance(rejected, str):
         prompt = _prompt_of_answers(row)
