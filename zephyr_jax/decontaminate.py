@@ -153,9 +153,7 @@ def _run(arguments: argparse.Namespace) -> None:
                     clean.write(json.dumps(row, ensure_ascii=False) + "\n")
         show_bad_rows(read)
         if len(read.bad_rows) == read.num_rows:
-            raise InputError(
-                f"--data: none of {read.num_rows} rows has a prompt or an answer: {read.bad_rows[0].reason}"
-            )
+            raise InputError(f"--data: none of {read.num_rows} rows can be used: {read.bad_rows[0].reason}")
     num_clean = read.num_rows - len(read.bad_rows) - counts.num_overlapping
     summary = {"rows": read.num_rows, "unreadable": read.as_dict()["unreadable"]}
     summary |= {"overlapping_rows": counts.num_overlapping, "clean_rows": num_clean, "ngram_words": arguments.ngram}
