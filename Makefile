@@ -8,11 +8,12 @@ STAMPS := $(VENV)/.stamps
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help venv tiny test slow parity smollm2 mistral lint format golden
+.PHONY: help venv tiny test slow parity plan plan-tests smollm2 mistral lint format golden
 
 help:
 	@echo "make tiny      train the embedded default, end to end, in a few minutes on a CPU"
 	@echo "make test      the tests;  make slow: the long ones;  make parity: against live torch and TRL"
+	@echo "make plan      what the command plan needs to compile for absent GPUs;  make plan-tests: its tests"
 	@echo "make lint      ruff and mypy;  make format: ruff writes its changes"
 	@echo "make smollm2   brings the real 135M model;  make mistral: the tokenizer of Mistral-7B"
 	@echo "make golden    writes the golden files of the parity tests anew"
@@ -45,7 +46,17 @@ $(STAMPS)/parity: $(STAMPS)/smollm2 $(STAMPS)/mistral
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'
 	@mkdir -p $(STAMPS) && touch $@
 
+# Apart from the other packages: see the extra [plan] in pyproject.toml.
+$(STAMPS)/plan: $(STAMPS)/test
+	version=$$($(BIN)/python -c 'import importlib.metadata as m; print(m.version("jax"))') && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/plan \
+	  "jax-cuda12-plugin==$$version" "jax-cuda12-pjrt==$$version"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'matplotlib>=3.9'
+	@mkdir -p $(STAMPS) && touch $@
+
 smollm2: $(STAMPS)/smollm2
+
+plan: $(STAMPS)/plan
 
 mistral: $(STAMPS)/mistral
 
@@ -54,10 +65,14 @@ tiny: $(STAMPS)/test
 
 # By file: tests of one file share what they have compiled.
 test: $(STAMPS)/test
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not parity"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not parity and not plan"
 
 slow: $(STAMPS)/test
-	$(BIN)/python -m pytest -m "slow and not parity"
+	$(BIN)/python -m pytest -m "slow and not parity and not plan"
+
+# With XLA's own flags: those of the other tests (tests/conftest.py) compile faster and to another program.
+plan-tests: $(STAMPS)/plan
+	XLA_FLAGS= JAX_PLATFORMS=cpu PYTHONPATH=$(VENV)/plan $(BIN)/python -m pytest -m plan
 
 parity: $(STAMPS)/parity
 	$(BIN)/python -m pytest -m parity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 from pathlib import Path
 
@@ -35,3 +36,12 @@ def zephyr_data() -> Path:
     if not folder:
         pytest.skip("ZEPHYR_DATA is not set: this test reads the folder of real data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def cuda_plugin() -> None:
+    """The test is skipped where the CUDA plugin is missing: it compiles for GPUs that are not here."""
+    if importlib.util.find_spec("jax_cuda12_plugin") is None:
+        pytest.skip("the CUDA plugin is not here: `make plan-tests` brings it and runs this test")
+    if os.environ["XLA_FLAGS"]:
+        pytest.skip("XLA_FLAGS is set, so that another program would be compiled: `make plan-tests` runs this test")

@@ -109,7 +109,7 @@ def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]
     assert cli.main(["trian"]) == 2
     assert capsys.readouterr().err == "error: unknown command 'trian'; did you mean 'train'?\n"
     assert cli.main(["qqq"]) == 2
-    assert "there are: train, score" in capsys.readouterr().err
+    assert "there are: train, plan, score" in capsys.readouterr().err
 
 
 def test_the_console_script_hands_the_rest_to_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

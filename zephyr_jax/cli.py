@@ -22,6 +22,7 @@ from zephyr_jax.records import InputError
 
 COMMANDS = {
     "train": "run a recipe: dSFT, reference log-probs, dDPO",
+    "plan": "compile the train step for GPUs that are not here: memory, traffic, bounds",
     "score": "log-probs of chosen and rejected answers under a model",
     "generate": "answers to a file of prompts",
     "chat": "talk with a model in the terminal, or ask it once",

@@ -68,7 +68,10 @@ def packed_pair_micro_batch(
     Returns:
       The micro-batch; a pair's prompt counts twice in `num_tokens`.
     """
-    batch = _empty_pairs(pairs, indexes, num_rows, row_length, num_targets, num_pairs, pad_id)
+    batch = empty_pair_micro_batch(
+        num_rows=num_rows, row_length=row_length, num_targets=num_targets, num_pairs=num_pairs, pad_id=pad_id
+    )
+    _enter_pairs(batch, pairs, indexes)
     for row, members in enumerate(pack_pairs(pairs.lengths[np.asarray(indexes, np.int64)].sum(axis=1), row_length)):
         start = filled = 0
         for segment, p in enumerate(members, start=1):
@@ -106,7 +109,10 @@ def padded_pair_micro_batch(
 
     Arguments and result as of `packed_pair_micro_batch`; every branch is 0 and every segment 1 (0 in padding).
     """
-    batch = _empty_pairs(pairs, indexes, num_rows, row_length, num_targets, num_pairs, pad_id)
+    batch = empty_pair_micro_batch(
+        num_rows=num_rows, row_length=row_length, num_targets=num_targets, num_pairs=num_pairs, pad_id=pad_id
+    )
+    _enter_pairs(batch, pairs, indexes)
     for p, index in enumerate(indexes):
         prompt, *responses = pairs[int(index)]
         for side, response in enumerate(responses):
@@ -118,22 +124,22 @@ def padded_pair_micro_batch(
     return batch
 
 
-def _empty_pairs(
-    pairs: EncodedPairs,
-    indexes: Sequence[int] | np.ndarray,
-    num_rows: int,
-    row_length: int,
-    num_targets: int,
-    num_pairs: int,
-    pad_id: int,
+def empty_pair_micro_batch(
+    *, num_rows: int, row_length: int, num_targets: int, num_pairs: int, pad_id: int = 0
 ) -> MicroBatch:
+    """A micro-batch of padding and filler pairs alone: B = num_rows, T = row_length, N = num_targets, P = num_pairs."""
     batch = empty_micro_batch(num_rows=num_rows, row_length=row_length, num_targets=num_targets, pad_id=pad_id)
-    indexes = np.asarray(indexes, np.int64)
-    batch["pair_weights"] = (np.arange(num_pairs) < len(indexes)).astype(np.float32)
+    batch["pair_weights"] = np.zeros(num_pairs, np.float32)
     batch["pair_rows"] = np.full(num_pairs, -1, np.int32)
+    return batch
+
+
+def _enter_pairs(batch: MicroBatch, pairs: EncodedPairs, indexes: Sequence[int] | np.ndarray) -> None:
+    """Writes what a micro-batch says of its pairs beside their rows."""
+    indexes = np.asarray(indexes, np.int64)
+    batch["pair_weights"][: len(indexes)] = 1
     batch["pair_rows"][: len(indexes)] = indexes
     batch["num_tokens"] += np.int32((pairs.lengths[indexes] @ [2, 1, 1]).sum())
-    return batch
 
 
 def _add_targets(
