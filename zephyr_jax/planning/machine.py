@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
+import importlib.util
 from typing import cast
 
 import jax
@@ -47,6 +48,13 @@ class Machine:
     def platform(self) -> str:
         """What the model's code is told that it runs on."""
         return CPU if self.chip is None else "gpu"
+
+    @property
+    def has_cudnn(self) -> bool:
+        """Whether cuDNN's attention can be compiled for it here."""
+        with contextlib.suppress(ModuleNotFoundError):
+            return importlib.util.find_spec("nvidia.cudnn") is not None
+        return False
 
     def mesh(self, sizes: recipe.Mesh) -> Mesh:
         """The recipe's mesh over the devices; an AbstractMesh where nothing can be compiled.

@@ -22,7 +22,8 @@ class StagePlan:
       machine: what it was planned for.
       shape: the model's shape.
       mesh_shape: sizes of the mesh's axes.
-      attention: the implementation that its rows get.
+      attention: the implementation that its rows get there.
+      compiled_attention: the one compiled here.
       batch: the step batch assumed.
       num_parameters: of the whole model.
       parameters: exact, by arithmetic.
@@ -43,6 +44,7 @@ class StagePlan:
     shape: ModelShape
     mesh_shape: dict[str, int]
     attention: str
+    compiled_attention: str
     batch: AssumedBatch
     num_parameters: int
     parameters: int
@@ -74,7 +76,12 @@ class StagePlan:
         loops += self.step.compiled.traffic.unknown_loops if self.step.compiled else 0
         if loops:
             said.append(f"{loops} loops do not tell their number of turns: what is in them is counted once")
-        if self.attention == "cudnn":
+        if self.compiled_attention != self.attention:
+            said.append(
+                f"attention: {self.attention} there, but {self.compiled_attention} was compiled here, as cuDNN is "
+                "missing (pip install --no-deps nvidia-cudnn-cu12, 700 MB)"
+            )
+        elif self.attention == "cudnn":
             said.append(
                 "cuDNN's workspace is not in the peak: the compiler holds no place for it; it is in the reserve"
             )
@@ -121,6 +128,7 @@ class StagePlan:
             "assumptions": self.assumptions(),
             "batch": self.batch.shape._asdict(),
             "attention": self.attention,
+            "compiled_attention": self.compiled_attention,
             "not_compiled": self.machine.missing,
         }
         if self.reference is not None:

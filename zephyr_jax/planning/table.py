@@ -35,7 +35,8 @@ def _heading(plan: StagePlan) -> Iterable[str]:
     model = plan.recipe.model
     yield f"{plan.recipe.name}, {plan.stage}: {machine.num_devices} x {device} in {hosts}; mesh {mesh}"
     yield f"  model        {plan.num_parameters:,} parameters; {model.compute_dtype}, remat {model.remat}"
-    yield f"  attention    {plan.attention}"
+    other = "" if plan.compiled_attention == plan.attention else f" ({plan.compiled_attention} compiled here)"
+    yield f"  attention    {plan.attention}{other}"
     pairs = f", {shape.num_pairs} pairs each" if shape.num_pairs else ""
     yield (
         f"  step         {shape.num_micro_batches} micro-batch{'es' * (shape.num_micro_batches > 1)} of "

@@ -15,7 +15,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from zephyr_jax.compilation import bytes_per_device
-from zephyr_jax.model.attention import choose_attention
 from zephyr_jax.model.mistral import ModelSettings, abstract_params
 from zephyr_jax.model.sources import open_weights
 from zephyr_jax.planning.batches import AssumedBatch, assume_batch
@@ -28,6 +27,7 @@ from zephyr_jax.recipe import Ddpo, Dsft, ModelShape, Recipe
 from zephyr_jax.sharding import batch_shardings, num_row_shards
 from zephyr_jax.stages.ddpo import add_reference
 from zephyr_jax.stages.reference import make_reference_step
+from zephyr_jax.stages.start import chosen_attention, model_settings
 from zephyr_jax.training.loop import HOST_ARRAYS
 from zephyr_jax.training.objectives import Objective, dpo_objective, sft_objective
 from zephyr_jax.training.sharded_step import ShardedStep, make_sharded_step
@@ -60,7 +60,10 @@ def plan_stage(
     options = getattr(recipe, stage)
     shape, mesh = model_shape(recipe), machine.mesh(recipe.mesh)
     batch = assume_batch(options, row_multiple=num_row_shards(mesh), rows_per_step=rows_per_step)
-    settings = _settings(recipe, machine)
+    settings = model_settings(recipe, rows=options.row_layout)._replace(platform=machine.platform)
+    attention = chosen_attention(settings, shape, batch.shape.row_length)
+    can_be_compiled = attention != "cudnn" or machine.has_cudnn
+    settings = settings._replace(attention=attention if can_be_compiled else "blockwise")
     sharded = make_sharded_step(
         _objective(options, shape=shape, settings=settings),
         options,
@@ -78,7 +81,6 @@ def plan_stage(
         one = batch._replace(shape=batch.shape._replace(num_micro_batches=1))
         rows = _abstract_batch(one, options, mesh, complete=False)
         reference = make_program(call, state.params, rows, mesh=mesh, machine=machine)
-    attention = choose_attention(recipe.model.attention, batch.shape.row_length, platform=machine.platform)
     chip, num_devices = machine.chip, machine.num_devices
     parameters = bytes_per_device(state.params)
 
@@ -95,6 +97,7 @@ def plan_stage(
         shape=shape,
         mesh_shape=dict(mesh.shape),
         attention=attention,
+        compiled_attention=settings.attention,
         batch=batch,
         num_parameters=sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params)),
         parameters=parameters,
@@ -128,13 +131,6 @@ def model_shape(recipe: Recipe) -> ModelShape:
         return recipe.model.shape
     assert recipe.model.weights is not None  # the recipe's own check
     return open_weights(recipe.model.weights).shape
-
-
-def _settings(recipe: Recipe, machine: Machine) -> ModelSettings:
-    model = recipe.model
-    return ModelSettings(
-        compute_dtype=model.compute_dtype, attention=model.attention, remat=model.remat, platform=machine.platform
-    )
 
 
 def _objective(options: Dsft | Ddpo, *, shape: ModelShape, settings: ModelSettings) -> Objective:
