@@ -25,10 +25,17 @@ class StepClock(transformers.TrainerCallback):
         self._began = 0.0
 
     def on_step_begin(self, args, state, control, **kwargs):
+        _wait_for_gpu()
         self._began = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
+        _wait_for_gpu()
         self.seconds.append(time.perf_counter() - self._began)
+
+
+def _wait_for_gpu() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def trainer_arguments(*, batch_size: int, epochs: int, dtype: str, gradient_checkpointing: bool) -> dict[str, Any]:
@@ -44,7 +51,7 @@ def trainer_arguments(*, batch_size: int, epochs: int, dtype: str, gradient_chec
         "bf16": dtype == "bfloat16",  # autocast over float32 weights, as ours
         "gradient_checkpointing": gradient_checkpointing,
         "train_sampling_strategy": "sequential",
-        "use_cpu": True,
+        "use_cpu": not torch.cuda.is_available(),
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",

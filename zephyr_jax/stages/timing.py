@@ -24,13 +24,13 @@ import numpy as np
 from zephyr_jax.compilation import Program, ProgramMemory, bytes_per_device, compile_ahead
 from zephyr_jax.data.loader import StepBatches
 from zephyr_jax.data.prefetch import prefetch
-from zephyr_jax.model.mistral import abstract_params
+from zephyr_jax.model.mistral import ModelSettings, abstract_params
 from zephyr_jax.recipe import StageOptions
 from zephyr_jax.sharding import place_batch
 from zephyr_jax.stages.ddpo import DdpoData, add_reference, ddpo_batches, ddpo_options, load_ddpo_data, ordered_batches
 from zephyr_jax.stages.dsft import dsft_batches, dsft_options, load_dsft_data
 from zephyr_jax.stages.reference import make_reference_step
-from zephyr_jax.stages.start import Run, StartModel, base_model, model_settings, say, say_attention
+from zephyr_jax.stages.start import Run, StartModel, base_model, chosen_attention, model_settings, say, say_attention
 from zephyr_jax.training.loop import HOST_ARRAYS
 from zephyr_jax.training.objectives import Objective, dpo_objective, sft_objective
 from zephyr_jax.training.sharded_step import make_sharded_step
@@ -48,12 +48,14 @@ class CompiledShape:
       seconds: tracing, lowering and compiling it, or reading it from the cache instead.
       from_cache: whether it was read.
       memory: what the compiler plans with; None where the backend does not say.
+      attention: the implementation that its rows get.
     """
 
     shape: tuple[int, ...]
     seconds: float
     from_cache: bool
     memory: ProgramMemory | None
+    attention: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +161,7 @@ class _Bench:
         settings = model_settings(self.run.recipe, rows=options.row_layout)
         say_attention(settings, self.start.shape, (shape.row_length for shape in batches.shapes))
         objective = sft_objective(shape=self.start.shape, settings=settings)
-        return self._training("dsft", objective, options, batches)
+        return self._training("dsft", objective, options, batches, settings)
 
     def ddpo(self, data: DdpoData) -> Iterator[Timing]:
         ordered, dealt = ordered_batches(self.run, data.train), ddpo_batches(self.run, data.train)
@@ -170,12 +172,13 @@ class _Bench:
             make_reference_step(shape=self.start.shape, settings=settings, mesh=self.run.mesh),
             lambda: self.start.load_on(self.run.mesh),
             ordered,
+            settings,
             advance=lambda call, params, batch: (params, call(params, batch)),
         )
         objective = dpo_objective(ddpo_options(self.run), shape=self.start.shape, settings=settings)
         zeros = np.zeros(len(data.train), np.float32)
         complete = functools.partial(add_reference, {"chosen": zeros, "rejected": zeros})
-        yield self._training("ddpo", objective, ddpo_options(self.run), dealt, complete)
+        yield self._training("ddpo", objective, ddpo_options(self.run), dealt, settings, complete)
 
     def _training(
         self,
@@ -183,6 +186,7 @@ class _Bench:
         objective: Objective,
         options: StageOptions,
         batches: StepBatches,
+        settings: ModelSettings,
         complete: Callable[[HostBatch], HostBatch] = lambda batch: batch,
     ) -> Timing:
         sharded = make_sharded_step(
@@ -197,6 +201,7 @@ class _Bench:
             sharded.call,
             lambda: sharded.first_state(self.start.load_params),
             batches,
+            settings,
             advance=lambda call, state, batch: call(state, batch),
             complete=complete,
         )
@@ -207,6 +212,7 @@ class _Bench:
         function: jax.stages.Wrapped,
         load: Callable[[], Any],
         batches: StepBatches,
+        settings: ModelSettings,
         *,
         advance: Callable[[jax.stages.Compiled, Any, Any], tuple[Any, Mapping[str, jax.Array]]],
         complete: Callable[[HostBatch], HostBatch] = lambda batch: batch,
@@ -246,7 +252,13 @@ class _Bench:
         return Timing(
             name=name,
             programs=tuple(
-                CompiledShape(shape, program.seconds, program.from_cache, program.memory)
+                CompiledShape(
+                    shape=shape,
+                    seconds=program.seconds,
+                    from_cache=program.from_cache,
+                    memory=program.memory,
+                    attention=chosen_attention(settings, self.start.shape, shape[2]),
+                )
                 for shape, program in programs.items()
             ),
             step_seconds=tuple(seconds),

@@ -115,7 +115,12 @@ def stage_figures(timing: Timing, shape: ModelShape, *, ceiling: float, peak: fl
         "stage_steps": timing.num_stage_steps,
         "whole_stage_seconds": seconds / num_steps * timing.num_stage_steps,
         "programs": [
-            {"shape": list(program.shape), "seconds": program.seconds, "from_cache": program.from_cache}
+            {
+                "shape": list(program.shape),
+                "seconds": program.seconds,
+                "from_cache": program.from_cache,
+                "attention": program.attention,
+            }
             for program in timing.programs
         ],
         "compile_seconds": sum(program.seconds for program in timing.programs),
@@ -215,8 +220,13 @@ def _peak_text(figures: Mapping[str, Any]) -> str:
     return ("" if figures["peak_is_own"] else "<= ") + _bytes_text(figures["peak_bytes"])
 
 
+def _attention_text(figures: Mapping[str, Any]) -> str:
+    return ", ".join(dict.fromkeys(program["attention"] for program in figures["programs"]))
+
+
 _ROWS = {
     "compilation": _compile_text,
+    "attention": _attention_text,
     "a step, s: median (least to most)": _steps_text,
     "tokens/s": lambda figures: f"{figures['tokens_per_second']:,.0f}",
     "target (response) tokens/s": lambda figures: f"{figures['target_tokens_per_second']:,.0f}",
