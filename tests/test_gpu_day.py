@@ -19,8 +19,9 @@ from benchmarks.gpu_day import attention_numbers, sizes
 from benchmarks.gpu_day.__main__ import BUDGETS, DAY_SECONDS, run_part, write_report
 from benchmarks.gpu_day.attention_numbers import check_numbers, coordinates, host_attention
 from benchmarks.gpu_day.part import PARTS, Recorder
+from benchmarks.gpu_day.predict import work_key
 from benchmarks.gpu_day.rows import write_rows
-from benchmarks.gpu_day.training import beside_plan, day_recipe
+from benchmarks.gpu_day.training import PLANNED, beside_plan, day_recipe, planned_stages
 from zephyr_jax.model.attention import attention
 from zephyr_jax.model.mistral import abstract_params
 from zephyr_jax.model.visibility import visible
@@ -160,6 +161,14 @@ def test_measured_is_put_beside_planned():
     found = beside_plan("dsft", figures, {"dsft": plan})
     assert found["peak_over_plan"] == pytest.approx(1.25) and found["step_over_bound"] == pytest.approx(3)
     assert beside_plan("reference", figures, {"dsft": plan}) == {}
+
+
+def test_what_was_planned_is_of_this_work():
+    """A changed recipe, row or size asks for a new plan: python -m benchmarks.gpu_day.predict."""
+    kept = json.loads(PLANNED.read_text())
+    assert kept["work"] == work_key() and set(planned_stages()) == {"dsft", "reference", "ddpo"}
+    for plan in planned_stages().values():
+        assert 8e9 < plan["bytes_per_device"]["peak"] < 72e9 and 0 < plan["bounds"]["step_seconds"] < 2
 
 
 def test_the_script_shows_its_command_and_wants_a_folder():

@@ -57,10 +57,10 @@ def measure_stage(sizes: Sizes, record: Record, *, stage: str) -> None:
 
 
 def planned_stages() -> dict[str, Any]:
-    """What `plan` said of recipe.yaml for one H100 (plan_h100.json), by stage; {} where there is no such file."""
+    """What `plan` said of recipe.yaml for one H100 (predict.py), by stage; {} where there is no such file."""
     if not PLANNED.exists():
         return {}
-    planned: dict[str, Any] = json.loads(PLANNED.read_text(encoding="utf-8"))
+    planned: dict[str, Any] = json.loads(PLANNED.read_text(encoding="utf-8"))["stages"]
     return planned
 
 

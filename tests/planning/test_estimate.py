@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zephyr_jax.planning.chips import CHIPS
+from zephyr_jax.planning.chips import CHIPS, chip_at_hand
 from zephyr_jax.planning.collectives import Collective, Traffic
 from zephyr_jax.planning.estimate import memory_fraction, memory_verdict, step_bounds
 
@@ -76,3 +76,9 @@ def test_nothing_is_said_of_the_network_without_its_bandwidth():
 def test_every_chip_has_its_target_config(name, memory):
     chip = CHIPS[name]
     assert chip.memory_bytes == memory and 'platform_name: "CUDA"' in chip.target_config
+
+
+def test_chips_are_known_by_jaxs_names_of_them():
+    assert chip_at_hand("NVIDIA A100-SXM4-80GB") is A100
+    assert chip_at_hand("NVIDIA H200") is CHIPS["h100"]  # the same peaks
+    assert chip_at_hand("cpu") is None and chip_at_hand("NVIDIA H100 PCIe") is None

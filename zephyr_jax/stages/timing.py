@@ -25,6 +25,7 @@ from zephyr_jax.compilation import Program, ProgramMemory, bytes_per_device, com
 from zephyr_jax.data.loader import StepBatches
 from zephyr_jax.data.prefetch import prefetch
 from zephyr_jax.model.mistral import ModelSettings, abstract_params
+from zephyr_jax.planning.flops import FlopCount, count_flops
 from zephyr_jax.recipe import StageOptions
 from zephyr_jax.sharding import place_batch
 from zephyr_jax.stages.ddpo import DdpoData, add_reference, ddpo_batches, ddpo_options, load_ddpo_data, ordered_batches
@@ -49,6 +50,7 @@ class CompiledShape:
       from_cache: whether it was read.
       memory: what the compiler plans with; None where the backend does not say.
       attention: the implementation that its rows get.
+      flops: matmul FLOPs of a step, all devices together, counted in the program before it is compiled.
     """
 
     shape: tuple[int, ...]
@@ -56,6 +58,7 @@ class CompiledShape:
     from_cache: bool
     memory: ProgramMemory | None
     attention: str
+    flops: FlopCount
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,7 @@ class StepWork:
     """What is in one step batch.
 
     Attributes:
+      shape: of its tokens, [micro-batches, rows, tokens].
       num_tokens: input tokens without padding, a shared prompt counted twice, as in metrics.jsonl.
       num_row_tokens: tokens that stand in rows, a shared prompt once.
       num_targets: target (dSFT) or response (dDPO) tokens.
@@ -70,6 +74,7 @@ class StepWork:
       num_visible: (query, key) pairs that attention may see, in one layer and head.
     """
 
+    shape: tuple[int, ...]
     num_tokens: int
     num_row_tokens: int
     num_targets: int
@@ -223,11 +228,14 @@ class _Bench:
         state_bytes = bytes_per_device(kept)
         steps = [1 + index % batches.num_steps for index in range(self.num_steps)]
         programs: dict[tuple[int, ...], Program] = {}
+        flops: dict[tuple[int, ...], FlopCount] = {}
         for _, batch in self._placed(batches, complete, steps)():
             shape = batch["tokens"].shape
             if shape not in programs:
                 programs[shape] = compile_ahead(function, kept, batch)
                 say(f"{name}: {_compiled_text(shape, programs[shape])}")
+                jaxpr = function.trace(kept, batch).jaxpr  # traced already: JAX keeps it
+                flops[shape] = count_flops(jaxpr, num_devices=self.run.mesh.size)
                 kept, values = advance(programs[shape].call, kept, batch)
                 jax.block_until_ready(values)
         seconds, losses = [], []
@@ -258,6 +266,7 @@ class _Bench:
                     from_cache=program.from_cache,
                     memory=program.memory,
                     attention=chosen_attention(settings, self.start.shape, shape[2]),
+                    flops=flops[shape],
                 )
                 for shape, program in programs.items()
             ),
@@ -311,6 +320,7 @@ def step_work(batch: HostBatch, *, window: int | None) -> StepWork:
     real_ABT = batch["segments"] > 0
     visible_ABT = np.minimum(batch["positions"].astype(np.int64) + 1, window or np.iinfo(np.int64).max)
     return StepWork(
+        shape=batch["tokens"].shape,
         num_tokens=int(np.sum(batch["num_tokens"])),
         num_row_tokens=int(np.sum(real_ABT)),
         num_targets=int(np.sum(batch["target_weights"])),

@@ -10,11 +10,12 @@ import json
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from zephyr_jax.model.mistral import abstract_params
+from zephyr_jax.planning.chips import chip_at_hand
 from zephyr_jax.planning.matmul_ceiling import matmul_ceiling
 from zephyr_jax.planning.model_flops import FORMULA, model_flops
 from zephyr_jax.recipe import ModelShape
@@ -23,26 +24,6 @@ from zephyr_jax.stages.timing import Timing, peak_memory
 
 MOST_CEILING_TOKENS = {"cpu": 1024}  # a larger product is no faster there, and takes long
 ACCELERATOR_CEILING_TOKENS = 8192
-
-
-class Chip(NamedTuple):
-    """Peak FLOP/s of one device without sparsity, by compute dtype, and where they stand. float32: as TF32."""
-
-    peak_flops: dict[str, float]
-    source: str
-
-
-# By the beginning of jax.Device.device_kind.
-CHIPS = {
-    "NVIDIA A100": Chip({"bfloat16": 312e12, "float32": 156e12}, "NVIDIA A100 data sheet, dense; float32 as TF32"),
-    "NVIDIA H100 80GB HBM3": Chip({"bfloat16": 989.4e12, "float32": 494.7e12}, "NVIDIA H100 SXM data sheet, dense"),
-    "NVIDIA H200": Chip({"bfloat16": 989.4e12, "float32": 494.7e12}, "NVIDIA H200 data sheet, dense"),
-}
-
-
-def known_chip(device_kind: str) -> Chip | None:
-    """The chip by JAX's name of the device; None where no peak is known."""
-    return next((chip for name, chip in CHIPS.items() if device_kind.startswith(name)), None)
 
 
 def timing_report(run: Run, timings: Sequence[Timing], *, config: str) -> dict[str, Any]:
@@ -58,7 +39,7 @@ def timing_report(run: Run, timings: Sequence[Timing], *, config: str) -> dict[s
     """
     shape, dtype = base_model(run).shape, run.recipe.model.compute_dtype
     devices = list(run.mesh.devices.flat)
-    chip = known_chip(devices[0].device_kind)
+    chip = chip_at_hand(devices[0].device_kind)
     # The pretended devices of a CPU share its cores, so that one of them reaches what all of them do.
     num_sharing = 1 if devices[0].platform == "cpu" else len(devices)
     say(f"measuring what {dtype} matmuls reach on {devices[0].device_kind}")
@@ -82,7 +63,7 @@ def timing_report(run: Run, timings: Sequence[Timing], *, config: str) -> dict[s
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(abstract_params(shape))),
         "flops_formula": FORMULA,
         "peak_flops_per_second": peak,
-        "peak_source": chip.source if chip else None,
+        "peak_source": f"NVIDIA's data sheet of {chip.label}, dense" if chip else None,
         "matmul_ceiling_flops_per_second": ceiling,
         "memory_measured": peak_memory()[1],
         "stages": {
@@ -135,6 +116,8 @@ def stage_figures(timing: Timing, shape: ModelShape, *, ceiling: float, peak: fl
         "padding_share": 1 - timing.total("num_row_tokens") / timing.total("num_positions"),
         "data_wait_share": timing.waited_seconds / (timing.waited_seconds + seconds),
         "model_flops_per_step": flops / num_steps,
+        "computed_flops_per_step": _computed_flops(timing) / num_steps,
+        "has_unknown_loops": any(program.flops.unknown_loops for program in timing.programs),
         "model_flops_per_second": flops / seconds,
         "mfu": flops / seconds / peak if peak else None,
         "share_of_matmul_ceiling": flops / seconds / ceiling,
@@ -143,6 +126,12 @@ def stage_figures(timing: Timing, shape: ModelShape, *, ceiling: float, peak: fl
         "peak_is_own": timing.peak_is_own,
         "losses": list(timing.losses),
     }
+
+
+def _computed_flops(timing: Timing) -> float:
+    """Of all measured steps, by their programs."""
+    by_shape = {program.shape: program.flops.flops for program in timing.programs}
+    return sum(by_shape[work.shape] for work in timing.works)
 
 
 def _planned_bytes(timing: Timing) -> dict[str, int] | None:
@@ -180,6 +169,8 @@ def report_table(report: Mapping[str, Any]) -> str:
         _markdown(["", *names], rows),
         "",
         f"{report['flops_formula']}; real tokens alone (no padding, nothing recomputed).",
+        "Computed: with padding, masked positions and what is recomputed; >=: loops whose turns hang on the data count "
+        "as one turn.",
     ]
     if peak:
         lines.append(f"MFU = model FLOPs / seconds / {peak / 1e12:,.1f} TFLOP/s a device ({report['peak_source']}).")
@@ -212,6 +203,11 @@ def _planned_text(figures: Mapping[str, Any]) -> str:
     return " + ".join(_bytes_text(planned[part]) for part in ("state", "batch", "temporaries"))
 
 
+def _computed_text(figures: Mapping[str, Any]) -> str:
+    text = _flops_text(figures["computed_flops_per_step"])
+    return f">= {text}" if figures["has_unknown_loops"] else text
+
+
 def _mfu_text(figures: Mapping[str, Any]) -> str:
     return "unknown" if figures["mfu"] is None else f"{figures['mfu']:.1%}"
 
@@ -233,6 +229,7 @@ _ROWS = {
     "padding": lambda figures: f"{figures['padding_share']:.1%}",
     "waiting for data": lambda figures: f"{figures['data_wait_share']:.1%}",
     "model FLOPs a step": lambda figures: _flops_text(figures["model_flops_per_step"]),
+    "matmul FLOPs computed a step": _computed_text,
     "model FLOP/s": lambda figures: _flops_text(figures["model_flops_per_second"]) + "/s",
     "MFU": _mfu_text,
     "share of the matmul ceiling": lambda figures: f"{figures['share_of_matmul_ceiling']:.1%}",
