@@ -28,6 +28,7 @@ LEVELS = {
     "judging": 3,
     "training": 4,
     "generation": 4,
+    "reporting": 4,
     "model": 5,
     "sharding": 5,
     "host_memory": 5,
@@ -36,7 +37,7 @@ LEVELS = {
     "base": 6,
 }
 BASE = ("", "cli", "recipe", "feedback_recipe", "recipe_file", "yaml_nodes", "records")
-WITHOUT_JAX = ("cli", "recipe", "feedback_recipe", "recipe_file", "yaml_nodes", "records", "data")
+WITHOUT_JAX = ("cli", "recipe", "feedback_recipe", "recipe_file", "yaml_nodes", "records", "data", "reporting")
 JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 
 # Foreign library -> the modules (or folders) that may import it.
@@ -58,6 +59,7 @@ DOORS = {
     "flax": ("model",),
     "optax": ("training.optimizer", "training.step", "training.sharded_step"),
     "orbax": ("training.checkpoint",),
+    "matplotlib": ("reporting.plots",),
     "tensorboardX": ("training.metrics",),
     "openai": ("judging",),
     "datasketch": ("judging",),
@@ -66,7 +68,7 @@ NEVER = {"torch", "trl", "accelerate", "tensorflow", "sentencepiece", "grain", "
 # Seconds to import, or optional: only inside the function that needs them.
 LAZY = {
     "transformers", "datasets", "tensorflow_datasets", "huggingface_hub", "gguf", "tensorboardX", "pyarrow", "openai",
-    "datasketch",
+    "datasketch", "matplotlib",
 }  # fmt: skip
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -222,7 +224,7 @@ def test_nothing_works_at_import(path: Path) -> None:
 def test_every_foreign_library_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = list(project["dependencies"])
-    for extra in ("smollm2", "tensorboard", "feedback"):
+    for extra in ("smollm2", "tensorboard", "feedback", "report"):
         declared += project["optional-dependencies"][extra]
     names = {re.split(r"[^\w.-]", text)[0].lower().replace("-", "_").replace(".", "_") for text in declared}
     provided = {

@@ -27,6 +27,7 @@ COMMANDS = {
     "generate": "answers to a file of prompts",
     "chat": "talk with a model in the terminal, or ask it once",
     "binarise": "preference pairs of AI feedback in UltraFeedback's layout",
+    "data_report": "preferences as one HTML page: lengths, scores, length bias, who wins, examples",
     "decontaminate": "rows of training files that overlap with evaluation sets, and the others",
     "export": "a checkpoint as a Hugging Face folder",
     "bench": "step time, tokens/s, MFU and memory of a recipe on the devices at hand",

@@ -1,0 +1,1 @@
+"""HTML pages with pictures: what reports are made of."""

@@ -1,0 +1,171 @@
+"""Pictures for a page as inline SVG, by matplotlib (extra [report]): histograms, points with intervals, bubbles.
+
+The colours of a picture are the page's: what is drawn in INK, LINE, FIRST and SECOND becomes `currentColor` and the
+CSS variables of `page.py`, so that a picture follows light and dark. The same numbers give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from zephyr_jax.records import InputError
+from zephyr_jax.reporting.page import Html
+
+INK, LINE, FIRST, SECOND = "#010203", "#010204", "#010205", "#010206"
+_PAGE_COLOURS = {INK: "currentColor", LINE: "var(--line)", FIRST: "var(--first)", SECOND: "var(--second)"}
+_SETTINGS: dict[str, Any] = {
+    "svg.fonttype": "none", "svg.hashsalt": "zephyr", "font.size": 10, "axes.edgecolor": LINE, "axes.labelcolor": INK,
+    "axes.titlesize": 10.5, "text.color": INK, "xtick.color": INK,
+    "ytick.color": INK, "xtick.labelsize": 9, "ytick.labelsize": 9, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": LINE, "grid.linewidth": 0.6,
+    "figure.constrained_layout.use": True,
+}  # fmt: skip
+
+
+class Picture:
+    """Panels side by side, filled from left to right, then turned into SVG.
+
+    picture = Picture(2, name="lengths", label="Lengths of prompts and answers")
+    picture.histogram({"prompts": lengths}, title="...", x_label="characters", log=True)
+    svg = picture.svg()
+    """
+
+    def __init__(self, num_panels: int, *, name: str, label: str, height: float = 2.9) -> None:
+        """Args:
+          num_panels: axes side by side.
+          name: what the ids inside the SVG begin with; one of its own for each picture of a page.
+          label: what the picture shows, for those who cannot see it.
+          height: inches, of 10 in width.
+
+        Raises:
+          InputError: matplotlib is not installed.
+        """
+        try:
+            import matplotlib
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise InputError(
+                "pictures need matplotlib, which is not installed; the way out: pip install 'zephyr-jax[report]' "
+                "(in a checkout: pip install -e '.[report]')"
+            ) from error
+        self._settings = matplotlib.rc_context(_SETTINGS)
+        with self._settings:
+            self._figure = Figure(figsize=(10, height))
+            self._axes = list(np.atleast_1d(self._figure.subplots(1, num_panels)))
+        self._context, self._name, self._label = matplotlib.rc_context, name, label
+
+    def _next_panel(self, title: str, x_label: str, y_label: str) -> Any:
+        axes = self._axes.pop(0)
+        axes.set_title(title, loc="left", color=INK)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        return axes
+
+    def histogram(
+        self,
+        series: dict[str, Sequence[float] | np.ndarray],
+        *,
+        title: str,
+        x_label: str,
+        log: bool = False,
+        num_bins: int = 40,
+        split_at: float | None = None,
+    ) -> None:
+        """Counts by value.
+
+        Args:
+          series: name -> values, one or two of them, over common bins.
+          title: above the panel.
+          x_label: what the values are, with their unit.
+          log: bins of equal ratio, for positive values.
+          num_bins: bins over the whole range.
+          split_at: one series only: bins above are in the first colour, below in the second.
+        """
+        axes = self._next_panel(title, x_label, "count")
+        values = {name: np.asarray(given, float) for name, given in series.items()}
+        edges = _bin_edges(np.concatenate(list(values.values())), num_bins, log, split_at)
+        for (name, given), colour in zip(values.items(), (FIRST, SECOND), strict=False):
+            counts, _ = np.histogram(given, edges)
+            if split_at is not None:
+                colours = [FIRST if edge >= split_at else SECOND for edge in edges[:-1]]
+                axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colours, alpha=0.8)
+            else:
+                axes.stairs(counts, edges, color=colour, linewidth=1.6, label=name)
+                axes.stairs(counts, edges, color=colour, fill=True, alpha=0.22)
+        if log:
+            axes.set_xscale("log")
+        if len(values) > 1:
+            axes.legend(frameon=False, labelcolor=INK)
+
+    def intervals(
+        self,
+        x: Sequence[float],
+        y: Sequence[float],
+        low: Sequence[float],
+        high: Sequence[float],
+        *,
+        title: str,
+        x_label: str,
+        y_label: str,
+        level: float | None = None,
+        log: bool = False,
+    ) -> None:
+        """Points with an interval each, and a dashed line at `level`; `log` makes equal ratios of x equally wide."""
+        axes = self._next_panel(title, x_label, y_label)
+        if log:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
+        if level is not None:
+            axes.axhline(level, color=INK, linewidth=1, linestyle="--", alpha=0.6)
+        axes.vlines(x, low, high, color=FIRST, linewidth=1.6)
+        axes.plot(x, y, "o", color=FIRST, markersize=5)
+
+    def bubbles(
+        self, x: np.ndarray, y: np.ndarray, *, title: str, x_label: str, y_label: str, num_bins: int = 22
+    ) -> None:
+        """How often x and y come together: a disc for each cell of a grid, its area the count; and the mean of y."""
+        axes = self._next_panel(title, x_label, y_label)
+        counts, x_edges, y_edges = np.histogram2d(x, y, num_bins)
+        x_cell, y_cell = np.nonzero(counts)
+        x_centres, y_centres = (x_edges[:-1] + x_edges[1:]) / 2, (y_edges[:-1] + y_edges[1:]) / 2
+        sizes = 130 * counts[x_cell, y_cell] / counts.max()
+        axes.scatter(x_centres[x_cell], y_centres[y_cell], s=sizes + 2, color=FIRST, alpha=0.45, linewidth=0)
+        column = np.clip(np.digitize(x, x_edges) - 1, 0, num_bins - 1)
+        filled = np.flatnonzero(np.bincount(column, minlength=num_bins) >= 5)
+        axes.plot(x_centres[filled], [y[column == cell].mean() for cell in filled], color=SECOND, label="mean")
+        axes.legend(frameon=False, labelcolor=INK)
+
+    def svg(self) -> Html:
+        """The picture as one `svg` element."""
+        stream = io.StringIO()
+        with self._context(_SETTINGS):
+            nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+            self._figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
+        text = stream.getvalue()
+        text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+        for drawn, shown in _PAGE_COLOURS.items():
+            text = text.replace(drawn, shown)
+        # Ids are the page's, so those of two pictures must differ.
+        text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{self._name}-", text)
+        text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', self._opening, text, count=1)
+        return Html(text)
+
+    def _opening(self, match: re.Match[str]) -> str:
+        label = self._label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+        names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        return f'<svg {names} viewBox="{match[1]}" role="img" aria-label="{label}">'
+
+
+def _bin_edges(values: np.ndarray, num_bins: int, log: bool, split_at: float | None) -> np.ndarray:
+    low, high = float(values.min()), float(values.max())
+    if log:
+        return np.geomspace(max(low, 1), max(high, low + 1, 2), num_bins + 1)
+    if split_at is not None:  # an edge stands at the split
+        reach = max(high - split_at, split_at - low, 1e-9)
+        return np.linspace(split_at - reach, split_at + reach, 2 * ((num_bins + 1) // 2) + 1)
+    return np.linspace(low, high if high > low else low + 1, num_bins + 1)
