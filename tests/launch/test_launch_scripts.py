@@ -8,9 +8,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
+
+from zephyr_jax.recipe import Ddpo
 
 LAUNCH = Path(__file__).resolve().parent.parent.parent / "launch"
 ROOT = LAUNCH.parent
@@ -26,7 +30,7 @@ def _run(
     script: str, *arguments: str, stubs: Path | None = None, environment: dict[str, str] | None = None, cwd: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
     """Runs a script in an environment without any scheduler's or XLA's own settings but those given."""
-    ours = ("SLURM_", "XLA_", "JAX_", "CUDA_", "TPU_")
+    ours = ("SLURM_", "XLA_", "JAX_", "CUDA_", "TPU_", "JOB_COMPLETION_INDEX", "NUM_HOSTS", "HOST_INDEX", "GPUS")
     variables = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | (environment or {})
     if stubs is not None:
         variables["PATH"] = f"{stubs}:{variables['PATH']}"
@@ -106,8 +110,6 @@ def test_a_dry_run_shows_the_command_and_starts_nothing(tmp_path):
     [
         (SLURM, (), "got no arguments"),
         ({}, TRAIN, "not in a SLURM job"),
-        (SLURM | {"SLURM_GPUS_PER_TASK": "1"}, TRAIN, "each task must see all GPUs"),
-        (SLURM | {"SLURM_GPU_BIND": "single:1"}, TRAIN, "each task must see all GPUs"),
         (SLURM | {"SLURM_SUBMIT_DIR": "/"}, TRAIN, "submit from the repository's root"),
     ],
 )
@@ -183,3 +185,172 @@ def test_the_scripts_are_clean_to_shellcheck():
     scripts = [str(path) for path in sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])]
     result = subprocess.run([shellcheck, *scripts], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
+
+
+# Writes its place in the job and its arguments; the one that FAILS names ends at once, the others when they are told.
+PROCESS = """#!{python}
+import json, os, pathlib, signal, sys, time
+number = os.environ["JAX_PROCESS_ID"]
+record = pathlib.Path(sys.argv[0]).with_name(f"process-{number}.json")
+def write(**more):
+    place = {name: value for name, value in os.environ.items() if name.startswith("JAX_")}
+    record.write_text(json.dumps({"arguments": sys.argv[1:], "place": place, **more}))
+write()
+if os.environ.get("FAILS") == number:
+    sys.exit(3)
+if "FAILS" in os.environ:
+    def end(*_):
+        write(told=True)
+        sys.exit(130)
+    signal.signal(signal.SIGTERM, end)
+    time.sleep(60)
+"""
+
+
+def _processes(folder: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("process-*.json"))]
+
+
+def test_all_gpus_of_a_host_get_a_process_each(tmp_path):
+    _nvidia_smi(tmp_path)
+    _stub(tmp_path, "nvidia-smi", "#!/bin/bash\nprintf 'GPU 0\\nGPU 1\\nGPU 2\\n'\n")
+    python = _stub(tmp_path, "python", PROCESS)
+    result = _run("all_gpus.sh", *TRAIN, stubs=tmp_path, environment={"ZEPHYR_PYTHON": str(python)})
+    assert result.returncode == 0, result.stderr
+    found = _processes(tmp_path)
+    assert all(process["arguments"] == ["-m", "zephyr_jax.train", *TRAIN] for process in found)
+    assert [process["place"]["JAX_PROCESS_ID"] for process in found] == ["0", "1", "2"]
+    assert [process["place"]["JAX_LOCAL_DEVICE_IDS"] for process in found] == ["0", "1", "2"]
+    assert {process["place"]["JAX_NUM_PROCESSES"] for process in found} == {"3"}
+    assert {process["place"]["JAX_COORDINATOR_ADDRESS"] for process in found} == {"127.0.0.1:61440"}
+
+
+def test_a_process_that_fails_ends_the_others_and_gives_its_status(tmp_path):
+    python = _stub(tmp_path, "python", PROCESS)
+    environment = {"ZEPHYR_PYTHON": str(python), "GPUS": "3", "FAILS": "1"}
+    began = time.monotonic()
+    result = _run("all_gpus.sh", *TRAIN, environment=environment)
+    assert result.returncode == 3 and time.monotonic() - began < 30
+    assert len(_processes(tmp_path)) == 3
+
+
+def test_the_request_to_stop_is_passed_on_to_every_process(tmp_path):
+    """A SIGTERM to the script, when all have begun; it ends after them."""
+    python = _stub(tmp_path, "python", PROCESS)
+    variables = os.environ | {"ZEPHYR_PYTHON": str(python), "GPUS": "2", "FAILS": "nobody"}
+    script = subprocess.Popen(["bash", str(LAUNCH / "all_gpus.sh"), *TRAIN], env=variables, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 20
+        while len(_processes(tmp_path)) < 2 and time.monotonic() < until:
+            time.sleep(0.1)
+        time.sleep(0.5)  # their handlers stand
+        script.terminate()
+        assert script.wait(20) != 0
+    finally:
+        script.kill()
+    assert [process.get("told") for process in _processes(tmp_path)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"NUM_HOSTS": "2", "GPUS": "8"}, "wanted JAX_COORDINATOR_ADDRESS"),
+        ({"HOST_INDEX": "1", "GPUS": "8"}, "got HOST_INDEX 1 of NUM_HOSTS 1"),
+        ({"PATH": "/usr/bin:/bin"}, "wanted GPUS=8"),
+    ],
+)
+def test_all_gpus_refuses_half_a_rendezvous(environment, message):
+    result = _run("all_gpus.sh", *TRAIN, environment=environment)
+    assert result.returncode == 2 and message in result.stderr
+
+
+def _pod_template() -> dict:
+    text = (LAUNCH / "gke.yaml").read_text()
+    jobset = YAML(typ="safe", pure=True).load(text)
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    [workers] = jobset["spec"]["replicatedJobs"]
+    job = workers["template"]["spec"]
+    assert job["completionMode"] == "Indexed" and job["parallelism"] == job["completions"] == 2
+    host = f"{jobset['metadata']['name']}-{workers['name']}-0-0.{jobset['metadata']['name']}"
+    return job["template"]["spec"] | {"first_pod": host}
+
+
+def test_the_pods_of_the_job_set_are_one_job_of_sixteen_processes():
+    """Each pod as Kubernetes starts it: its variables and its index; the dry run shows the places of its processes."""
+    pod = _pod_template()
+    [container] = pod["containers"]
+    variables = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert variables["JAX_COORDINATOR_ADDRESS"].split(":")[0] == pod["first_pod"]
+    assert variables["JAX_COORDINATOR_ADDRESS"].endswith(f":{container['ports'][0]['containerPort']}")
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == int(variables["GPUS"]) == 8
+    assert container["command"] == ["bash", "launch/all_gpus.sh"]
+    places = []
+    for index in range(2):
+        result = _run(
+            "all_gpus.sh",
+            "--dry-run",
+            *container["args"],
+            environment=variables | {"JOB_COMPLETION_INDEX": str(index)},
+        )
+        assert result.returncode == 0, result.stderr
+        for line in result.stdout.splitlines():
+            words = shlex.split(line)
+            assert words[-len(container["args"]) :] == container["args"]
+            places.append(dict(word.split("=", 1) for word in words[1:] if word.startswith("JAX_")))
+    assert [place["JAX_PROCESS_ID"] for place in places] == [str(number) for number in range(16)]
+    assert [place["JAX_LOCAL_DEVICE_IDS"] for place in places] == 2 * [str(number) for number in range(8)]
+    assert {(place["JAX_NUM_PROCESSES"], place["JAX_COORDINATOR_ADDRESS"]) for place in places} == {
+        ("16", "zephyr-workers-0-0.zephyr:61440")
+    }
+
+
+def test_the_pods_have_memory_to_share_a_volume_and_time_to_save():
+    pod = _pod_template()
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounts["shared-memory"] == "/dev/shm" and {volume["name"] for volume in pod["volumes"]} == set(mounts)
+    assert f"output_dir={mounts['runs']}" in pod["containers"][0]["args"]
+    assert pod["restartPolicy"] == "Never" and pod["terminationGracePeriodSeconds"] >= 180
+
+
+def test_one_gpu_takes_what_fits(tmp_path):
+    """0.4 million parameters fit a card of 24 GB; the plan is the package's own."""
+    environment = {"ZEPHYR_PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
+    _nvidia_smi(tmp_path, memory_mib=24576)
+    result = _run(
+        "single_gpu.sh", "--dry-run", "full", "--new-run", *TRAIN[:2], stubs=tmp_path, environment=environment
+    )
+    assert result.returncode == 0, result.stderr
+    assert shlex.split(result.stdout) == [sys.executable, "-m", "zephyr_jax.train", "--new-run", *TRAIN[:2]]
+    assert "so 23.2 are left for activations" in result.stderr
+
+
+def test_one_gpu_refuses_what_cannot_fit(tmp_path):
+    """7.24 billion parameters of 16 bytes are 115.9 GB, and nine tenths of an 80 GB card 77.0."""
+    sizes = {"parameters": 28.97e9, "optimizer_state": 57.94e9, "gradients": 28.97e9}
+    plan = json.dumps({"num_parameters": 7.24e9, "bytes_per_device": sizes})
+    planner = f"#!/bin/bash\ncase $1 in -m) echo '{plan}' ;; *) exec {sys.executable} \"$@\" ;; esac\n"
+    python = _stub(tmp_path, "python", planner)
+    _nvidia_smi(tmp_path)
+    result = _run("single_gpu.sh", "full", *TRAIN[:2], stubs=tmp_path, environment={"ZEPHYR_PYTHON": str(python)})
+    assert result.returncode == 1
+    assert "take 115.9 GB" in result.stderr and "JAX has 77.0 GB of this card's 85.5: take a smaller" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("lora", *TRAIN), "training adapters is not built yet"),
+        (("whole", *TRAIN), "got 'whole'; wanted: launch/single_gpu.sh"),
+        (("full",), "got no recipe"),
+        (("full", *TRAIN), "no NVIDIA GPU here"),
+    ],
+)
+def test_one_gpu_says_what_it_cannot_do(arguments, message):
+    result = _run("single_gpu.sh", *arguments, environment={"PATH": "/usr/bin:/bin"})
+    assert result.returncode == 2 and message in result.stderr
+
+
+def test_adapters_are_refused_as_long_as_recipes_have_none():
+    """When this fails, adapters can be trained: the script is to say how."""
+    with pytest.raises(ValueError, match="lora"):
+        Ddpo.model_validate({"data": {"train": ["x"]}, "lora": {"rank": 8}})
