@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
+from zephyr_jax.data import sources
 from zephyr_jax.data.feedback_rows import parse_feedback
 from zephyr_jax.data.rows import RowError
+from zephyr_jax.recipe import Source
 from zephyr_jax.records import ScoredCompletion
 
 INSTRUCTION = "Which day follows Monday?"
@@ -92,3 +97,24 @@ def test_a_row_that_is_no_feedback_says_why(broken, reason) -> None:
     with pytest.raises(RowError) as error:
         parse_feedback(broken, "x:1")
     assert error.value.reason == reason
+
+
+def test_files_of_every_kind_give_the_same_feedback_and_a_bad_row_has_its_line(tmp_path) -> None:
+    rows = [
+        row(answer()),
+        row(answer(overall_score=None), answer(annotations=None)),
+        row(),
+        row(answer(response="No.")),
+    ]
+    pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "uf.parquet")
+    (tmp_path / "uf.json").write_text(json.dumps(rows))
+    (tmp_path / "uf.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+    for name in ("uf.parquet", "uf.json", "uf.jsonl"):
+        source = Source(source=str(tmp_path / name))
+        records, report = sources.read_feedback([source], seed=0, max_bad_rows=0.25)
+        assert [record.completions for record in records] == [
+            parse_feedback(line, "x:1").completions for line in (rows[0], rows[1], rows[3])
+        ]
+        assert [(bad.location, bad.reason) for bad in report.bad_rows] == [
+            (f"{tmp_path / name}:3", "completions is empty")
+        ]

@@ -95,10 +95,10 @@ def findings(comparisons: Sequence[Comparison], models: Sequence[ModelRecord]) -
     for model in models:
         if model.wins.total >= _MIN_COMPARISONS and abs(model.wins.share - 0.5) >= _ONE_SIDED - 0.5:
             verb = "wins" if model.wins.share > 0.5 else "loses"
-            share_of_verb = max(model.wins.share, 1 - model.wins.share)
+            often = _percent(max(model.wins.share, 1 - model.wins.share))
             yield (
-                f"{model.model} {verb} {_percent(share_of_verb)} of its {model.wins.total} comparisons: recognising its "
-                "answers is enough to agree with the data there."
+                f"{model.model} {verb} {often} of its {model.wins.total} comparisons: recognising its answers is "
+                "enough to agree with the data there."
             )
 
 
