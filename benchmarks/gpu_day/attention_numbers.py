@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.gpu_day.sizes import Sizes
-from zephyr_jax.model.attention import attention, visited_blocks
+from zephyr_jax.model.attention import attention
 from zephyr_jax.model.attention_rule import IMPLEMENTATIONS, choose_attention
 from zephyr_jax.model.visibility import Coordinates, visible
 from zephyr_jax.recipe import RowLayout
@@ -148,7 +148,6 @@ def _program(implementation: str, layout: RowLayout, window: int | None) -> Call
     """
 
     def run(where: Coordinates, q, k, v, dout):
-        blocks = visited_blocks(where, window=window, implementation=implementation)
         forward = functools.partial(
             attention,
             query=where,
@@ -156,7 +155,6 @@ def _program(implementation: str, layout: RowLayout, window: int | None) -> Call
             window=window,
             implementation=implementation,
             rows=layout,
-            blocks=blocks,
         )
         out, backward = jax.vjp(forward, q, k, v)
         return out, backward(dout)
