@@ -26,3 +26,10 @@ def plain_rows(lengths: list[int], *, total: int) -> Coordinates:
     places = np.arange(total, dtype=np.int32)[None]
     real = places < np.asarray(lengths)[:, None]
     return Coordinates(places * real, real.astype(np.int32), np.zeros_like(places * real))
+
+
+def repeated_rows(copies: int) -> Coordinates:
+    """The packed rows several times side by side, their segments told apart."""
+    row = packed_rows()
+    segments = [np.where(row.segments > 0, row.segments + 2 * i, 0) for i in range(copies)]
+    return Coordinates(np.tile(row.positions, copies), np.concatenate(segments, axis=1), np.tile(row.branches, copies))

@@ -22,10 +22,11 @@ def test_auto_takes_blocks_for_rows_longer_than_one_block():
     [
         ({"rows": "plain"}, "cudnn"),
         ({"rows": "plain", "platform": "cuda"}, "cudnn"),
-        ({"rows": "plain", "dtype": "float32"}, "blockwise"),
+        ({"rows": "plain", "dtype": "float32"}, "pallas"),
         ({"rows": "plain", "head_dim": 60}, "blockwise"),
-        ({"rows": "dialogues"}, "blockwise"),
-        ({"rows": "pairs"}, "blockwise"),
+        ({"rows": "dialogues"}, "pallas"),
+        ({"rows": "pairs"}, "pallas"),
+        ({"rows": "pairs", "head_dim": 96}, "blockwise"),
         ({"rows": "plain", "platform": "tpu"}, "blockwise"),
         ({"rows": "plain", "platform": "METAL"}, "blockwise"),
     ],
@@ -44,7 +45,7 @@ def test_the_table_names_what_there_is_and_ends_with_what_runs_everywhere():
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_a_named_implementation_is_taken_never_replaced(name):
-    platform = {"cudnn": "gpu"}.get(name, "cpu")
+    platform = {"cudnn": "gpu", "pallas": "gpu"}.get(name, "cpu")
     for num_tokens in (8, 4096):
         assert choose_attention(name, num_tokens, **PLACE | {"platform": platform}) == name
 
@@ -53,8 +54,10 @@ def test_a_named_implementation_is_taken_never_replaced(name):
     "name, num_tokens, place, message",
     [
         ("cudnn", 64, {"platform": "cpu"}, "cudnn needs an NVIDIA GPU, this is cpu; use auto, xla or blockwise"),
-        ("cudnn", 64, {"dtype": "float32"}, "cudnn computes in bfloat16, got compute_dtype float32; use auto, xla or"),
-        ("cudnn", 64, {"head_dim": 256}, "cudnn takes head sizes of 8, 16, ... 128, got 256; use auto, xla or"),
+        ("cudnn", 64, {"dtype": "float32"}, "cudnn computes in bfloat16, got compute_dtype float32; use auto, xla"),
+        ("cudnn", 64, {"head_dim": 256}, "cudnn takes head sizes of 8, 16, ... 128, got 256; use auto, xla or block"),
+        ("pallas", 64, {"platform": "tpu"}, "pallas needs an NVIDIA GPU, this is tpu; use auto, xla or blockwise"),
+        ("pallas", 64, {"head_dim": 96}, "pallas takes head sizes of 64 and 128, got 96; use auto, xla, blockwise or"),
         ("cudnn", 65, {}, "cudnn takes rows of an even number of tokens where they are packed, got 65; use auto"),
     ],
 )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.model.packed_heads import packed_rows, random_heads
+from tests.model.packed_heads import packed_rows, random_heads, repeated_rows
 from zephyr_jax.model import blockwise_attention
 from zephyr_jax.model.attention import attention
 from zephyr_jax.model.blockwise_attention import block_size, causal_blocks, live_blocks
@@ -38,9 +38,7 @@ def test_blockwise_equals_dense_in_values_and_gradients(window, copies, blocks_o
     """15, 30 and 75 tokens in blocks of 16: packed rows side by side, their segments told apart."""
     num_tokens = 15 * copies
     heads = random_heads(num_tokens, num_heads=4, num_kv_heads=2)
-    row = packed_rows()
-    segments = [np.where(row.segments > 0, row.segments + 2 * i, 0) for i in range(copies)]
-    where = Coordinates(np.tile(row.positions, copies), np.concatenate(segments, axis=1), np.tile(row.branches, copies))
+    where = repeated_rows(copies)
     real_BT11 = (where.segments > 0)[:, :, None, None]
     weights_BTNH = np.random.default_rng(1).standard_normal(heads[0].shape).astype(np.float32) * real_BT11
 

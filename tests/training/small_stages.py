@@ -127,6 +127,7 @@ def run_steps(
     optimizer: optax.GradientTransformation,
     mesh: recipe.Mesh | None = None,
     max_grad_norm: float | None = None,
+    shape: ModelShape = SHAPE,
 ) -> tuple[TrainState, list[dict[str, float]]]:
     """Trains a step a batch, all of one shape, from `make_params`; the state stays where the mesh has put it.
 
@@ -136,13 +137,14 @@ def run_steps(
       optimizer: the gradient transformation.
       mesh: sizes of a mesh over as many of the devices as it needs; None: the first device alone.
       max_grad_norm: of the step.
+      shape: of the model that the objective is about.
 
     Returns:
       The state after the last step, and each step's metrics.
     """
     mesh = recipe.Mesh(data=1, fsdp=1, tensor=1) if mesh is None else mesh
     built = make_mesh(mesh, jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor])
-    state = init_state(make_params(), optimizer)
+    state = init_state(make_params(shape=shape), optimizer)
     shardings = tree_shardings(state, PARTITION_RULES, built)
     step = jax.jit(
         make_train_step(objective, optimizer, schedule=lambda count: 0.0 * count, max_grad_norm=max_grad_norm),

@@ -1,7 +1,7 @@
 """Grouped-query attention: the one function that the model calls, and its implementations.
 
-Not here: who sees whom (visibility.py), which implementation is taken (attention_rule.py), the blockwise kernel
-(blockwise_attention.py), projections and RoPE (mistral.py).
+Not here: who sees whom (visibility.py), which implementation is taken (attention_rule.py), the kernels that skip blocks
+(blockwise_attention.py, pallas_attention.py), projections and RoPE (mistral.py).
 
 Dimensions: B batch, T query, S key, N heads, K key/value heads, G heads per key/value head, H head size, R = G T.
 """
@@ -21,6 +21,7 @@ from zephyr_jax.model.blockwise_attention import (
     causal_blocks,
     live_blocks,
 )
+from zephyr_jax.model.pallas_attention import Visits, find_visits, pallas_attention, tiles_for
 from zephyr_jax.model.visibility import Coordinates, visible
 from zephyr_jax.recipe import RowLayout
 
@@ -31,9 +32,26 @@ def is_fused_result(primitive: Any, *_: Any, **__: Any) -> bool:
 
 
 def visited_blocks(
-    where: Coordinates, *, window: int | None, implementation: str, platform: str | None = None
-) -> Blocks | None:
-    """What every layer's blockwise attention visits, found once a forward pass; None for the other implementations."""
+    where: Coordinates,
+    *,
+    window: int | None,
+    implementation: str,
+    head_dim: int,
+    dtype: Any,
+    platform: str | None = None,
+) -> Blocks | Visits | None:
+    """What every layer's attention visits, found once a forward pass; None for implementations that skip nothing.
+
+    Args:
+      where: coordinates of the tokens, [B, T] each.
+      window: sliding window in tokens; None for no window.
+      implementation: as of `attention`.
+      head_dim: H.
+      dtype: of the heads.
+      platform: what the program is for; None: what JAX runs on here.
+    """
+    if implementation == "pallas":
+        return find_visits(where, window=window, tiles=tiles_for(head_dim, dtype))
     if implementation != "blockwise":
         return None
     if (platform or jax.default_backend()) == "cpu":
@@ -51,7 +69,7 @@ def attention(
     window: int | None,
     implementation: str,
     rows: RowLayout = "pairs",
-    blocks: Blocks | None = None,
+    blocks: Blocks | Visits | None = None,
 ) -> jax.Array:
     """softmax(q k^T / sqrt(H)) v over the visible keys, softmax in float32.
 
@@ -63,7 +81,7 @@ def attention(
       key: coordinates of the keys, [B, S] each.
       window: sliding window in tokens, the current one included; None for no window.
       implementation: xla, or for queries and keys that are the same tokens of rows whose order in memory is causal:
-        blockwise, cudnn.
+        blockwise, pallas, cudnn.
       rows: how the rows are laid out; plain spares cudnn its mask.
       blocks: `visited_blocks` of these coordinates where they are at hand already.
 
@@ -72,11 +90,14 @@ def attention(
     """
     if implementation == "xla":
         return _dense(q_BTNH, k_BSKH, v_BSKH, visible(query, key, window=window))
-    if implementation == "blockwise":
-        if blocks is None:
-            blocks = visited_blocks(query, window=window, implementation=implementation)
-        assert blocks is not None
+    if blocks is None:
+        heads: dict[str, Any] = {"head_dim": q_BTNH.shape[-1], "dtype": q_BTNH.dtype}
+        blocks = visited_blocks(query, window=window, implementation=implementation, **heads)
+    if isinstance(blocks, Blocks):
         return blockwise_attention(q_BTNH, k_BSKH, v_BSKH, where=query, blocks=blocks, window=window)
+    if isinstance(blocks, Visits):
+        tiles = tiles_for(q_BTNH.shape[-1], q_BTNH.dtype)
+        return pallas_attention(q_BTNH, k_BSKH, v_BSKH, visits=blocks, window=window, tiles=tiles)
     assert implementation == "cudnn", implementation
     mask_BTS = None if rows == "plain" else visible(query, key, window=window)
     return _cudnn(q_BTNH, k_BSKH, v_BSKH, window=window, mask_BTS=mask_BTS)

@@ -14,12 +14,16 @@ from zephyr_jax.records import InputError
 # (benchmarks/LOG.md); the others are provisional, and this is the place to change once a device has been measured.
 AUTO: dict[str, dict[RowLayout, tuple[str, ...]]] = {
     "cpu": {"plain": ("blockwise",), "dialogues": ("blockwise",), "pairs": ("blockwise",)},
-    "gpu": {"plain": ("cudnn", "blockwise"), "dialogues": ("blockwise",), "pairs": ("blockwise",)},
+    "gpu": {
+        "plain": ("cudnn", "pallas", "blockwise"),
+        "dialogues": ("pallas", "blockwise"),
+        "pairs": ("pallas", "blockwise"),
+    },
     "tpu": {"plain": ("blockwise",), "dialogues": ("blockwise",), "pairs": ("blockwise",)},
 }
 MEASURED = ("cpu",)
 
-IMPLEMENTATIONS = ("xla", "blockwise", "cudnn")
+IMPLEMENTATIONS = ("xla", "blockwise", "pallas", "cudnn")
 
 
 def choose_attention(asked: str, num_tokens: int, *, platform: str, dtype: str, head_dim: int, rows: RowLayout) -> str:
@@ -59,6 +63,11 @@ def choose_attention(asked: str, num_tokens: int, *, platform: str, dtype: str, 
 
 def _refusal(name: str, num_tokens: int, *, platform: str, dtype: str, head_dim: int, rows: RowLayout) -> str | None:
     """Why an implementation cannot do it, as the end of a sentence; None where it can."""
+    if name == "pallas":
+        if platform != "gpu":
+            return f"needs an NVIDIA GPU, this is {platform}"
+        if head_dim not in (64, 128):
+            return f"takes head sizes of 64 and 128, got {head_dim}"
     if name == "cudnn":
         if platform != "gpu":
             return f"needs an NVIDIA GPU, this is {platform}"

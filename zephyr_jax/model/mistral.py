@@ -22,6 +22,7 @@ from zephyr_jax.model.attention import attention, is_fused_result, visited_block
 from zephyr_jax.model.attention_rule import choose_attention
 from zephyr_jax.model.blockwise_attention import SAVED_NAMES, Blocks
 from zephyr_jax.model.linear import SAVED_PRODUCTS, linear, rms_norm
+from zephyr_jax.model.pallas_attention import Visits
 from zephyr_jax.model.visibility import Coordinates
 from zephyr_jax.recipe import ModelShape, RowLayout
 
@@ -69,13 +70,13 @@ class Shared(NamedTuple):
       where: coordinates of the tokens, [B, T] each.
       cos_BT1H: cosines of the tokens' rotary angles, float32; H is half the head size here.
       sin_BT1H: their sines.
-      blocks: what blockwise attention visits; None for the other implementations.
+      blocks: what blockwise or pallas attention visits; None for the other implementations.
     """
 
     where: Coordinates
     cos_BT1H: jax.Array
     sin_BT1H: jax.Array
-    blocks: Blocks | None
+    blocks: Blocks | Visits | None
 
 
 def rotary_angles(positions_BT: jax.Array, *, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
@@ -198,7 +199,12 @@ class Mistral(nn.Module):
         )(s, self.settings, name="layers")
         angles = rotary_angles(where.positions, head_dim=s.head_dim, theta=s.rope_theta)
         blocks = visited_blocks(
-            where, window=s.sliding_window, implementation=self.settings.attention, platform=self.settings.platform
+            where,
+            window=s.sliding_window,
+            implementation=self.settings.attention,
+            head_dim=s.head_dim,
+            dtype=x_BTD.dtype,
+            platform=self.settings.platform,
         )
         x_BTD, _ = layers(x_BTD, Shared(where, *angles, blocks))
         return Scale(s, name="final_norm")(x_BTD), head_VD
