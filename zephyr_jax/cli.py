@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from zephyr_jax import __version__
-from zephyr_jax.records import InputError
+from zephyr_jax.records import InputError, Unfinished
 
 COMMANDS = {
     "train": "run a recipe: dSFT, reference log-probs, dDPO",
@@ -29,6 +29,7 @@ COMMANDS = {
     "binarise": "preference pairs of AI feedback in UltraFeedback's layout",
     "data_report": "preferences as one HTML page: lengths, scores, length bias, who wins, examples",
     "decontaminate": "rows of training files that overlap with evaluation sets, and the others",
+    "feedback": "AI feedback: models answer, a teacher scores, pairs come out",
     "export": "a checkpoint as a Hugging Face folder",
     "bench": "step time, tokens/s, MFU and memory of a recipe on the devices at hand",
 }
@@ -81,8 +82,8 @@ def run_command(
       argv: arguments after the command's name; None: those of the process.
 
     Returns:
-      0 done; 1 the work failed (traceback on stderr); 2 the input is wrong (its message alone on stderr, with
-      `--debug` the traceback too); 130 interrupted.
+      0 done; 1 the work failed (traceback on stderr) or stopped short (why, on stderr); 2 the input is wrong (its
+      message alone on stderr, with `--debug` the traceback too); 130 interrupted.
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     try:
@@ -97,6 +98,9 @@ def run_command(
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except Unfinished as stop:
+        print(f"stopped: {stop}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

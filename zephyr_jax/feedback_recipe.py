@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from zephyr_jax import recipe_file
+from zephyr_jax import recipe_file, yaml_nodes
 from zephyr_jax.recipe import (
     Count,
+    Flag,
     FolderName,
     NonNegative,
     Options,
@@ -141,6 +142,7 @@ class CompletionOptions(Options):
     Attributes:
       students: names of `models`; a prompt draws `per_prompt` of them, and where there are fewer, some answer again.
       principles: each answer is given under a principle drawn from these as its system message; empty: under none.
+      principle_as: system; user: before the prompt's own text, for models without system messages.
       expected_tokens: of an answer, on average; for the estimate before the first call alone.
       max_tries: an empty answer is asked for again, with another seed.
     """
@@ -153,6 +155,7 @@ class CompletionOptions(Options):
         "honesty",
         "calibration",
     )
+    principle_as: Literal["system", "user"] = "system"
     temperature: Temperature = 1.0
     top_p: Share = 1.0
     max_tokens: Count = 1024
@@ -186,6 +189,25 @@ class AnnotationOptions(Options):
     max_tokens: Count = 1024
     expected_tokens: Count = 300
     max_tries: Count = 3
+
+
+class PairOptions(Options):
+    """One preference pair of the answers to each prompt; see data/binarisation.py for the rules.
+
+    Attributes:
+      margin: least difference of the two scores.
+      keep_ties: keep pairs whose scores are equal.
+    """
+
+    rule: Literal["best_vs_random", "best_vs_worst", "argilla"] = "best_vs_random"
+    margin: NonNegative = 0.0
+    keep_ties: Flag = False
+
+    @model_validator(mode="after")
+    def _check(self) -> PairOptions:
+        if self.keep_ties and self.margin:
+            recipe_file.raise_problems([("keep_ties", f"got true beside margin {self.margin:g}; wanted one of them")])
+        return self
 
 
 class Budget(Options):
@@ -224,6 +246,7 @@ class FeedbackRecipe(Options):
     instructions: InstructionOptions | None = None
     completions: CompletionOptions | None = None
     annotation: AnnotationOptions | None = None
+    binarisation: PairOptions | None = None
     budget: Budget = Budget()
     calls: Calls = Calls()
 
@@ -245,6 +268,8 @@ class FeedbackRecipe(Options):
                 problems.append(("completions.students", "names a model twice; wanted each once"))
         if self.annotation is not None and self.completions is None:
             problems.append(("annotation", "needs the block completions, whose answers it scores"))
+        if self.binarisation is not None and self.annotation is None:
+            problems.append(("binarisation", "needs the block annotation, by whose scores it chooses"))
         if self.instructions is None and self.completions is None:
             problems.append(("", "has neither instructions nor completions; wanted at least one of these blocks"))
         recipe_file.raise_problems(problems)
@@ -254,3 +279,36 @@ class FeedbackRecipe(Options):
 def load_feedback_recipe(path: str | Path, overrides: Sequence[str] = ()) -> FeedbackRecipe:
     """Reads a recipe and applies overrides; see `load_recipe`."""
     return recipe_file.read_options(FeedbackRecipe, path, overrides=overrides)
+
+
+# What may change between two sessions of a run: it decides when and by whom calls are made, not what they say.
+_FREE_KEYS = ("budget", "calls", "max_failed")
+_FREE_MODEL_KEYS = (
+    "base_url", "api_key_env", "concurrency", "timeout_seconds", "max_tries", "retry_seconds", "requests_per_minute",
+    "tokens_per_minute", "price", "batch_size",
+)  # fmt: skip
+
+
+def result_differences(old: FeedbackRecipe, new: FeedbackRecipe) -> list[str]:
+    """What changed of all that decides the results, a line per dotted key; [] when nothing did."""
+
+    def deciding(recipe: FeedbackRecipe) -> dict[str, Any]:
+        tree: dict[str, Any] = recipe.model_dump(mode="json", exclude=set(_FREE_KEYS))
+        for model in tree["models"].values():
+            for key in _FREE_MODEL_KEYS:
+                # Whether there is a server at all does decide.
+                model[key] = bool(model[key]) if key == "base_url" else None
+        for step in ("completions", "annotation"):
+            if tree[step] is not None:
+                tree[step].pop("expected_tokens")
+        return tree
+
+    return recipe_file.differences(deciding(old), deciding(new))
+
+
+def feedback_recipe_to_yaml(recipe: FeedbackRecipe) -> str:
+    """The recipe as a YAML text with every key, which `load_feedback_recipe` reads back as an equal recipe."""
+    tree = recipe.model_dump(mode="json", exclude_none=True)
+    for name, model in recipe.models.items():
+        tree["models"][name] = model.model_dump(mode="json", exclude_unset=True)
+    return yaml_nodes.to_yaml(tree)

@@ -11,6 +11,10 @@ class InputError(ValueError):
     """Something the user gave is wrong: commands print its text alone and exit with status 2."""
 
 
+class Unfinished(Exception):
+    """The work stopped short and goes on when it is started again: commands print the text and exit with status 1."""
+
+
 class Message(TypedDict):
     """One turn of a dialogue; `role` is system, user or assistant."""
 
@@ -31,6 +35,28 @@ class Conversation:
     messages: tuple[Message, ...]
     prompt_id: str | None
     location: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prompt:
+    """A validated dialogue that waits for an answer.
+
+    Attributes:
+      messages: the turns; the last is a user's.
+      prompt_id: the row's own id, or the sha256 (hex) of the last turn's text.
+      location: where the row was read, `file:line` (1-based), for messages to people.
+      source: the row's own `source`, or None.
+    """
+
+    messages: tuple[Message, ...]
+    prompt_id: str
+    location: str
+    source: str | None = None
+
+    @property
+    def texts(self) -> tuple[tuple[str, str], ...]:
+        """Roles and texts of the turns: equal for equal prompts, and hashable."""
+        return tuple((message["role"], message["content"]) for message in self.messages)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,7 +95,7 @@ class ScoredCompletion:
 
     model: str | None
     response: str
-    ratings: Mapping[str, int | None]
+    ratings: Mapping[str, float | None]
     overall_score: float | None
 
 

@@ -46,7 +46,9 @@ def test_ratings_in_text_are_numbers_and_not_applicable_is_none() -> None:
     assert record.prompt_id == hashlib.sha256(INSTRUCTION.encode()).hexdigest()
 
 
-@pytest.mark.parametrize(("rating", "read"), [("3", 3), (3, 3), (3.0, 3), (" 3 ", 3), ("n/a", None), ("N/A", None)])
+@pytest.mark.parametrize(
+    ("rating", "read"), [("3", 3), (3, 3), (" 3.0 ", 3), ("3.25", 3.25), ("n/a", None), ("N/A", None)]
+)
 def test_a_rating_may_be_a_number_or_text(rating, read) -> None:
     annotations = {"honesty": {"Rating": rating}}
     assert parse_feedback(row(answer(annotations=annotations)), "x:1").completions[0].ratings == {"honesty": read}
@@ -86,7 +88,7 @@ def test_a_prompt_of_several_turns_stands_in_messages() -> None:
         (row(answer(annotations="good")), "annotations of an answer is not an object"),
         (row(answer(annotations={"honesty": 4})), "the annotation of honesty is not an object with a Rating"),
         (row(answer(annotations={"honesty": {"Rating": "6"}})), "a rating of honesty is neither 1 to 5 nor N/A"),
-        (row(answer(annotations={"honesty": {"Rating": "4.5"}})), "a rating of honesty is neither 1 to 5 nor N/A"),
+        (row(answer(annotations={"honesty": {"Rating": "5.5"}})), "a rating of honesty is neither 1 to 5 nor N/A"),
         (row(answer(annotations={"honesty": {"Rating": True}})), "a rating of honesty is neither 1 to 5 nor N/A"),
         (row(answer(overall_score="good")), "an overall_score is neither null nor a finite number"),
         (row(answer(overall_score=float("nan"))), "an overall_score is neither null nor a finite number"),

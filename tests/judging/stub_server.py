@@ -57,7 +57,7 @@ class StubServer:
         self.calls: collections.Counter[int] = collections.Counter()
         self.bodies: list[Body] = []
         self.headers: list[dict[str, str]] = []
-        self.num_requests = self.in_flight = self.most_in_flight = 0
+        self.num_requests = self.num_answers = self.in_flight = self.most_in_flight = 0
         self._ready = threading.Event()
         self.port = 0
 
@@ -113,6 +113,7 @@ class StubServer:
                 raise ConnectionAbortedError
             writer.write(self._response(body, fault))
             await writer.drain()
+            self.num_answers += 1
         finally:
             self.in_flight -= 1
 

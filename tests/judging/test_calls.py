@@ -49,6 +49,7 @@ def _run(folder: Path, numbers: list[int], *, budget: Budget = NO_LIMIT, price: 
         echo, purse, stop, tally = Echo(), Purse(budget), Stop(), Tally()
         journal = Journal(folder / "calls.jsonl")
         caller = Caller(echo, journal, run="run", price=price, purse=purse, tally=tally, stop=stop)
+        caller.pay_for_earlier_sessions()
 
         async def ask(number: int) -> str:
             return (await caller.ask(_request(number), call=f"test:{number}")).text

@@ -24,7 +24,8 @@ ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
 def parse_feedback(row: Mapping[str, Any], location: str) -> ScoredCompletions:
     """Validates a row of AI feedback.
 
-    Ratings are whole numbers from 1 to 5 or N/A, as numbers or as text (the release has text); a null aspect, a null
+    Ratings are numbers from 1 to 5 or N/A, as numbers or as text (the release has whole numbers as text; ours may be
+    expected values under a judge's probabilities, with decimals); a null aspect, a null
     rating and a null overall_score are no fault of the row: that answer simply lacks them. Annotations beside the four
     aspects are ignored, and so are rationales.
 
@@ -75,8 +76,8 @@ def _completion(completion: Any) -> ScoredCompletion:
     )
 
 
-def _ratings(annotations: Mapping[str, Any]) -> dict[str, int | None]:
-    ratings: dict[str, int | None] = {}
+def _ratings(annotations: Mapping[str, Any]) -> dict[str, float | None]:
+    ratings: dict[str, float | None] = {}
     for aspect in ASPECTS:
         annotation = annotations.get(aspect)
         if annotation is None:
@@ -90,9 +91,9 @@ def _ratings(annotations: Mapping[str, Any]) -> dict[str, int | None]:
             ratings[aspect] = None
             continue
         number = _number(rating)
-        if number not in (1, 2, 3, 4, 5):
+        if number is None or not 1 <= number <= 5:
             raise RowError(f"a rating of {aspect} is neither 1 to 5 nor N/A")
-        ratings[aspect] = int(number)
+        ratings[aspect] = number
     return ratings
 
 

@@ -7,11 +7,12 @@ whole set, in `sources.py`.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from zephyr_jax.records import Conversation, Message, PreferencePair
+from zephyr_jax.records import Conversation, Message, PreferencePair, Prompt
 
 # One string object per role, however many rows are kept.
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
@@ -129,6 +130,33 @@ def parse_prompt(row: Mapping[str, Any], location: str) -> tuple[Message, ...]:
     if messages[-1]["role"] != "user":
         raise RowError("ends with an assistant turn, which leaves nothing to answer")
     return messages
+
+
+def parse_question(row: Mapping[str, Any], location: str) -> Prompt:
+    """Validates a row whose prompt is to be answered anew: a dialogue, a prompt, or a row of AI feedback.
+
+    Args:
+      row: column name -> value: `messages` (a last assistant's turn is left out), else `prompt`, else `instruction`.
+      location: where the row was read, `file:line`.
+
+    Raises:
+      RowError: there is none of them, or no dialogue that could wait for an answer.
+    """
+    if row.get("messages") is not None:
+        messages = _dialogue(row["messages"], "messages")
+        messages = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    elif row.get("prompt") is not None:
+        messages = _prompt_messages(row["prompt"])
+    else:
+        messages = _prompt_messages(_required(row, "instruction"))
+    text = messages[-1]["content"]
+    source = row.get("source")
+    return Prompt(
+        messages,
+        _prompt_id(row) or hashlib.sha256(text.encode()).hexdigest(),
+        location,
+        None if source is None else str(source),
+    )
 
 
 def _split_answer(row: Mapping[str, Any], value: Any, column: str) -> tuple[tuple[Message, ...], str]:

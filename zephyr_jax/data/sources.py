@@ -18,23 +18,23 @@ from zephyr_jax.data.feedback_rows import parse_feedback
 from zephyr_jax.data.file_rows import open_file
 from zephyr_jax.data.library_rows import open_hugging_face, open_tfds, split_place
 from zephyr_jax.data.row_source import LocatedRow, RowSource, pick
-from zephyr_jax.data.rows import RowError, parse_conversation, parse_pair, parse_prompt
+from zephyr_jax.data.rows import RowError, parse_conversation, parse_pair, parse_prompt, parse_question
 from zephyr_jax.data.tasks import SPLITS, iterate_task_rows
-from zephyr_jax.records import BadRow, Conversation, InputError, PreferencePair, ReadReport, ScoredCompletions
+from zephyr_jax.records import BadRow, Conversation, InputError, PreferencePair, Prompt, ReadReport, ScoredCompletions
 
 if TYPE_CHECKING:
     from zephyr_jax.recipe import Source
 
 __all__ = [
     "RowError", "iterate_rows", "open_source", "parse_conversation", "parse_pair", "parse_prompt", "read_conversations",
-    "read_feedback", "read_pairs",
+    "read_feedback", "read_pairs", "read_prompts",
 ]  # fmt: skip
 
 MAX_BAD_ROWS_SHOWN = 10
 _MAX_BAD_ROWS_IN_ERROR = 3
 _BUILTIN_KINDS: dict[str, Literal["chat", "preferences"]] = {"tasks-chat": "chat", "tasks-preferences": "preferences"}
 
-_Record = TypeVar("_Record", Conversation, PreferencePair, ScoredCompletions)
+_Record = TypeVar("_Record", Conversation, PreferencePair, Prompt, ScoredCompletions)
 
 
 def read_conversations(
@@ -69,6 +69,13 @@ def read_feedback(
 ) -> tuple[list[ScoredCompletions], ReadReport]:
     """Reads and validates AI feedback in UltraFeedback's raw layout; the rest as `read_conversations`."""
     return _read(sources, parse_feedback, seed, max_bad_rows, progress)
+
+
+def read_prompts(
+    sources: Sequence[Source], *, seed: int, max_bad_rows: float, progress: bool = False
+) -> tuple[list[Prompt], ReadReport]:
+    """Reads and validates prompts, of any kind of row that has one; the rest as `read_conversations`."""
+    return _read(sources, parse_question, seed, max_bad_rows, progress)
 
 
 def iterate_rows(source: str) -> Iterator[LocatedRow]:

@@ -15,6 +15,7 @@ import numpy as np
 from zephyr_jax import recipe, sharding
 from zephyr_jax.compilation import keep_compiled_programs
 from zephyr_jax.data.chat import ChatTokenizer, load_chat_tokenizer
+from zephyr_jax.generation.choices import iterate_choice_logprobs
 from zephyr_jax.generation.options import GenerationOptions
 from zephyr_jax.generation.responses import Response, iterate_responses
 from zephyr_jax.host_memory import keep_freed_memory
@@ -106,6 +107,39 @@ class AnswerModel:
             row_indexes=row_indexes,
             mesh=self.mesh,
             **dataclasses.asdict(options),
+        )
+
+    def choice_ids(self, choices: Sequence[str]) -> list[int]:
+        """The token that each choice begins with as an answer.
+
+        Raises:
+          InputError: two choices begin with the same token, so that the next token does not tell them apart.
+        """
+        question: list[Message] = [{"role": "user", "content": "?"}]
+        prompt = self.tokenizer.encode_prompt(question)
+        first = []
+        for choice in choices:
+            whole = self.tokenizer.encode_conversation([*question, {"role": "assistant", "content": choice}])
+            first.append(int(whole.ids[len(prompt)]))
+        if len(set(first)) < len(first):
+            raise InputError(
+                f"the choices {', '.join(choices)} do not differ in their first token with tokenizer "
+                f"{self.tokenizer.name}; wanted a tokenizer in which they do, or another way of rating"
+            )
+        return first
+
+    def choice_logprobs(
+        self, prompts: Sequence[np.ndarray], *, choice_ids: Sequence[int], batch_size: int
+    ) -> Iterator[dict[int, np.ndarray]]:
+        """How likely each choice is as the next token (see iterate_choice_logprobs)."""
+        assert self.params is not None, "load() comes before choice_logprobs()"
+        return iterate_choice_logprobs(
+            self.params,
+            prompts,
+            choice_ids=choice_ids,
+            shape=self.source.shape,
+            batch_size=batch_size,
+            mesh=self.mesh,
         )
 
     def text(self, response: Response) -> str:

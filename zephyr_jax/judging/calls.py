@@ -52,13 +52,12 @@ class Caller:
     ):
         self.respondent, self.journal, self.run = respondent, journal, run
         self.price, self.purse, self.tally, self.stop = price, purse, tally, stop
-        for line in journal.lines():
-            if line["run"] == run:
-                purse.pay_before(line["prompt_tokens"], line["completion_tokens"], price)
 
-    def is_kept(self, request: ChatRequest) -> bool:
-        """Whether the answer is in the journal."""
-        return request.key(self.respondent.identity) in self.journal
+    def pay_for_earlier_sessions(self) -> None:
+        """Counts what the run has spent on this journal's answers."""
+        for line in self.journal.lines():
+            if line["run"] == self.run:
+                self.purse.pay_before(line["prompt_tokens"], line["completion_tokens"], self.price)
 
     async def ask(self, request: ChatRequest, *, call: str) -> Reply:
         """The answer to a request, from the journal or from the model.
@@ -131,7 +130,7 @@ async def ask_until(
 
 
 async def run_jobs(
-    jobs: Sequence[Callable[[], Awaitable[T]]], *, window: int, stop: Stop, done: Callable[[], None] = lambda: None
+    jobs: Sequence[Callable[[], Awaitable[T]]], *, window: int, stop: Stop, done: Callable[[], object] = lambda: None
 ) -> list[T | None]:
     """Runs jobs side by side, in their order as places become free.
 

@@ -91,8 +91,10 @@ class Respondent(Protocol):
       window: requests worth having ready at any time, so that none of its capacity stands idle.
     """
 
-    identity: Mapping[str, Any]
-    window: int
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
+    @property
+    def window(self) -> int: ...
 
     async def reply(self, request: ChatRequest) -> Reply:
         """Answers one request.

@@ -73,6 +73,11 @@ class Tally:
         seconds = self._last - self._first
         return self._request_seconds / seconds if seconds > 0 else 0.0
 
+    def tokens_per_second(self) -> float:
+        """Tokens written, over the same time."""
+        seconds = self._last - self._first
+        return self.completion_tokens / seconds if seconds > 0 else 0.0
+
     def as_dict(self) -> dict[str, Any]:
         """The counts as JSON values."""
         return {
@@ -94,8 +99,6 @@ def tallies_table(tallies: Mapping[str, Tally]) -> str:
     columns = f"{'kept':>9}{'answered':>10}{'tries':>9}{'failed':>8}{'tokens in':>12}{'out':>11}{'in flight':>11}"
     lines = [f"{'model':<20}{columns}"]
     for name, tally in tallies.items():
-        if not (tally.kept or tally.tries):
-            continue
         lines.append(
             f"{name:<20}{tally.kept:>9,}{tally.answered:>10,}{tally.tries:>9,}{tally.failed:>8,}"
             f"{tally.prompt_tokens:>12,}{tally.completion_tokens:>11,}{tally.mean_in_flight():>11.1f}"

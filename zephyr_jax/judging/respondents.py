@@ -1,0 +1,95 @@
+"""The models of a recipe, opened when they are first asked: respondents, their journals, and the run's purse."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from zephyr_jax.feedback_recipe import FeedbackRecipe
+from zephyr_jax.judging.budget import Purse
+from zephyr_jax.judging.calls import Caller, Stop
+from zephyr_jax.judging.journal import Journal
+from zephyr_jax.judging.protocol import Respondent
+from zephyr_jax.judging.tally import Tally
+
+
+class Respondents:
+    """Who a run may ask.
+
+    Attributes:
+      tallies: the model's name in the recipe -> what happened.
+      purse: the run's budget.
+    """
+
+    def __init__(self, recipe: FeedbackRecipe, stop: Stop):
+        self.recipe, self.stop = recipe, stop
+        self.tallies: dict[str, Tally] = {name: Tally() for name in recipe.models}
+        self.purse = Purse(recipe.budget)
+        self._folder = Path(recipe.calls.path or Path(recipe.output_dir) / "calls")
+        self._callers: dict[str, Caller] = {}
+        self._respondents: dict[str, Respondent] = {}
+        self._journals: dict[Path, Journal] = {}
+
+    def caller(self, name: str) -> Caller:
+        """The model of this name; models that are the same to the letter are opened once.
+
+        Raises:
+          InputError: it cannot be opened.
+        """
+        if name in self._callers:
+            return self._callers[name]
+        options = self.recipe.models[name]
+        content = options.model_dump_json()
+        if content not in self._respondents:
+            self._respondents[content] = self._open(name)
+        respondent = self._respondents[content]
+        path = self._folder / _journal_name(respondent)
+        is_new = path not in self._journals
+        if is_new:
+            self._journals[path] = Journal(path)
+        caller = Caller(
+            respondent,
+            self._journals[path],
+            run=self.recipe.name,
+            price=options.price,
+            purse=self.purse,
+            tally=self.tallies[name],
+            stop=self.stop,
+        )
+        if is_new:
+            caller.pay_for_earlier_sessions()
+        self._callers[name] = caller
+        return caller
+
+    def _open(self, name: str) -> Respondent:
+        options = self.recipe.models[name]
+        if options.base_url is not None:
+            from zephyr_jax.judging.openai_endpoint import OpenAIEndpoint
+
+            return OpenAIEndpoint(options, name=name, tally=self.tallies[name])
+        from zephyr_jax.judging.local_model import LocalModel
+
+        return LocalModel(options, name=name, tally=self.tallies[name])
+
+    def progress_text(self) -> str:
+        """For a progress bar: `32 in flight, 412 tokens/s, cost 0.31`."""
+        in_flight = sum(tally.in_flight for tally in self.tallies.values())
+        rate = sum(tally.tokens_per_second() for tally in self.tallies.values())
+        cost = f", cost {self.purse.spent.cost:.2f}" if self.purse.spent.cost else ""
+        return f"{in_flight} in flight, {rate:,.0f} tokens/s{cost}"
+
+    async def close(self) -> None:
+        """Lets connections and files go."""
+        for respondent in self._respondents.values():
+            await respondent.close()
+        for journal in self._journals.values():
+            journal.close()
+
+
+def _journal_name(respondent: Respondent) -> str:
+    """`gpt-4-1a2b3c4d.jsonl`: for people the model's name, and what tells it from all others."""
+    content = json.dumps(dict(respondent.identity), sort_keys=True)
+    name = re.sub(r"[^\w.-]+", "-", str(respondent.identity.get("model", "in-process")).split("/")[-1])
+    return f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}.jsonl"

@@ -1,0 +1,283 @@
+"""AI feedback: prompts in, preference pairs out (arXiv 2310.16944, section 3; arXiv:2310.01377).
+
+    aif/instructions.jsonl   (a) dialogues that the teacher wrote: columns of ultrachat_200k, what dsft takes
+    aif/completions.jsonl    (b) several models' answers to every prompt: UltraFeedback's raw layout
+    aif/feedback.jsonl       (c) the same with the teacher's scores and reasons
+    aif/preferences.jsonl    (d) columns of ultrafeedback_binarized, what ddpo takes
+
+A step is done when its file is there; each file is written whole, from answers in the journals, in the order of the
+prompts. So a run that was killed makes the file that an untouched run makes, and asks again at most what was in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dataclasses
+import json
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from zephyr_jax.data.binarisation import BinarisationOptions, BinarisationReport, binarise
+from zephyr_jax.data.sources import read_feedback, read_prompts
+from zephyr_jax.feedback_recipe import Budget, FeedbackRecipe
+from zephyr_jax.judging.annotation import annotated_row, annotation_jobs
+from zephyr_jax.judging.calls import Caller, Stop, run_jobs
+from zephyr_jax.judging.completions import completion_jobs, completion_row
+from zephyr_jax.judging.estimate import estimate, estimates_table
+from zephyr_jax.judging.respondents import Respondents
+from zephyr_jax.judging.tally import tallies_table
+from zephyr_jax.recipe import Source
+from zephyr_jax.records import Prompt, Unfinished
+
+FILES = {
+    "instructions": "instructions.jsonl",
+    "completions": "completions.jsonl",
+    "annotation": "feedback.jsonl",
+    "binarisation": "preferences.jsonl",
+}
+
+
+def run_feedback(recipe: FeedbackRecipe) -> dict[str, Any]:
+    """Does all steps of a recipe that are not done.
+
+    Returns:
+      What is in summary.json: of each step its counts, of each model what happened.
+
+    Raises:
+      InputError: something that the user gave is wrong.
+      Unfinished: the budget is spent, or too many calls came to nothing; the same command goes on.
+      KeyboardInterrupt: it was interrupted, after the calls in flight had ended.
+    """
+    return asyncio.run(_Feedback(recipe).run())
+
+
+def describe_feedback(recipe: FeedbackRecipe) -> str:
+    """What a run would do: calls, tokens and cost of each step and model, as a table. Nothing is asked or written.
+
+    Raises:
+      InputError: the prompts cannot be read.
+    """
+    prompts, _ = _read_prompts(recipe)
+    return estimates_table(recipe, estimate(recipe, prompts))
+
+
+def folder_of(recipe: FeedbackRecipe) -> Path:
+    """Where the run's files lie."""
+    return Path(recipe.output_dir) / recipe.name / "aif"
+
+
+@dataclasses.dataclass
+class _Step:
+    """Counts of one step, as they go into the summary."""
+
+    name: str
+    counts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    unusable: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+
+class _Feedback:
+    """One session of a run."""
+
+    def __init__(self, recipe: FeedbackRecipe):
+        self.recipe, self.folder, self.stop = recipe, folder_of(recipe), Stop()
+        self.respondents = Respondents(recipe, self.stop)
+
+    async def run(self) -> dict[str, Any]:
+        """All steps in order."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        steps: list[tuple[str, Callable[[_Step], Awaitable[list[dict[str, Any]]]]]] = [
+            ("completions", self._complete),
+            ("annotation", self._annotate),
+            ("binarisation", self._binarise),
+        ]
+        with _SignalsAsk(self.stop):
+            try:
+                self._open_all_if_limited()
+                for name, work in steps:
+                    if getattr(self.recipe, name) is not None:
+                        await self._do(name, work)
+            finally:
+                await self.respondents.close()
+                self._say_what_happened()
+        summary = {
+            name: json.loads(self._counts_file(name).read_text(encoding="utf-8"))
+            for name, _ in steps
+            if getattr(self.recipe, name) is not None
+        }
+        _write_whole(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        return summary
+
+    def _open_all_if_limited(self) -> None:
+        """Opens every model at once where there is a budget, since what each has cost so far is part of it."""
+        if self.recipe.budget != Budget():
+            completions = self.recipe.completions
+            for name in {self.recipe.teacher, *(completions.students if completions else ())}:
+                self.respondents.caller(name)
+
+    async def _do(self, name: str, work: Callable[[_Step], Awaitable[list[dict[str, Any]]]]) -> None:
+        """One step, if its file is not there."""
+        file = self.folder / FILES[name]
+        if file.exists():
+            _say(f"{name}: done before -> {file}")
+            return
+        step = _Step(name)
+        rows = await work(step)
+        if step.unusable:
+            step.counts["unusable"] = dict(sorted(step.unusable.items()))
+        # The counts first: the step is done with its file.
+        _write_whole(self._counts_file(name), json.dumps(step.counts, indent=2, ensure_ascii=False) + "\n")
+        _write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        shown = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in step.counts.items() if value)
+        _say(f"{name}: {shown} -> {file}")
+
+    def _counts_file(self, name: str) -> Path:
+        return self.folder / f"{name}.counts.json"
+
+    async def _complete(self, step: _Step) -> list[dict[str, Any]]:
+        options = self.recipe.completions
+        assert options is not None
+        prompts, counts = _read_prompts(self.recipe)
+        step.counts |= counts
+        _say("about to make at most these calls:\n" + estimates_table(self.recipe, estimate(self.recipe, prompts)))
+        callers = {name: self.respondents.caller(name) for name in options.students}
+        jobs = completion_jobs(prompts, options, callers, seed=self.recipe.seed, unusable=step.unusable)
+        found = await self._run_jobs(step, {callers[name]: part for name, part in jobs.items()})
+        rows: list[list[dict[str, Any]]] = [[] for _ in prompts]
+        for (index, _), completion in sorted(found.items()):
+            rows[index].append(completion)
+        self._check_failed(step, sum(not completion["response"] for completion in found.values()), len(found))
+        return [completion_row(prompt, completions) for prompt, completions in zip(prompts, rows, strict=True)]
+
+    async def _annotate(self, step: _Step) -> list[dict[str, Any]]:
+        options = self.recipe.annotation
+        assert options is not None
+        rows = list(_read_lines(self.folder / FILES["completions"]))
+        teacher = self.respondents.caller(self.recipe.teacher)
+        jobs = annotation_jobs(rows, options, teacher, seed=self.recipe.seed, unusable=step.unusable)
+        found = await self._run_jobs(step, {teacher: [((*key, number), job) for number, (key, job) in enumerate(jobs)]})
+        ratings: list[dict[str, list[Any]]] = [{aspect: [] for aspect in options.aspects} for _ in rows]
+        for (index, aspect, _), rating in sorted(found.items(), key=lambda item: item[0][-1]):
+            ratings[index][aspect].append(rating)
+        self._check_failed(step, sum(rating is None for rating in found.values()), len(found))
+        return [annotated_row(row, rating) for row, rating in zip(rows, ratings, strict=True)]
+
+    async def _binarise(self, step: _Step) -> list[dict[str, Any]]:
+        options = self.recipe.binarisation
+        assert options is not None
+        source = Source(source=str(self.folder / FILES["annotation"]))
+        records, read = read_feedback([source], seed=self.recipe.seed, max_bad_rows=0.0)
+        report = BinarisationReport(num_rows=read.num_rows)
+        how = BinarisationOptions(
+            seed=self.recipe.seed, rule=options.rule, margin=options.margin, keep_ties=options.keep_ties
+        )
+        pairs = [binarise(record, how, report) for record in records]
+        step.counts.update(report.as_dict())
+        return [pair for pair in pairs if pair is not None]
+
+    async def _run_jobs(
+        self, step: _Step, jobs: Mapping[Caller, Sequence[tuple[Any, Callable[[], Awaitable[Any]]]]]
+    ) -> dict[Any, Any]:
+        """Runs the jobs of several models side by side; key -> result. Raises why, where the run was stopped."""
+        found: dict[Any, Any] = {}
+        total = sum(map(len, jobs.values()))
+        with tqdm(total=total, unit=" calls", desc=step.name, file=sys.stderr, smoothing=0.1) as bar:
+
+            def done() -> None:
+                bar.set_postfix_str(self.respondents.progress_text(), refresh=False)
+                bar.update()
+
+            async def run_part(caller: Caller, part: Sequence[tuple[Any, Callable[[], Awaitable[Any]]]]) -> None:
+                results = await run_jobs(
+                    [job for _, job in part], window=caller.respondent.window, stop=self.stop, done=done
+                )
+                found.update(zip((key for key, _ in part), results, strict=True))
+
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for caller, part in jobs.items():
+                        group.create_task(run_part(caller, part))
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+        if isinstance(self.stop.reason, KeyboardInterrupt):
+            raise self.stop.reason
+        if self.stop.reason is not None:
+            raise Unfinished(f"{self.stop.reason}; all answers so far are kept: raise it and start again to go on")
+        return found
+
+    def _check_failed(self, step: _Step, num_failed: int, num_calls: int) -> None:
+        step.counts |= {"calls": num_calls, "without_usable_answer": num_failed}
+        if num_failed > self.recipe.max_failed * num_calls:
+            reasons = ", ".join(f"{kind} {count}" for kind, count in sorted(step.unusable.items()))
+            raise Unfinished(
+                f"{step.name}: {num_failed} of {num_calls} questions have no usable answer ({reasons}), more than "
+                f"max_failed allows ({self.recipe.max_failed:.0%}). All answers are kept: start again to ask once more "
+                "where none came, or raise max_failed to go on without these"
+            )
+
+    def _say_what_happened(self) -> None:
+        """The table of this session, on stderr and as a line of sessions.jsonl."""
+        asked = {name: tally for name, tally in self.respondents.tallies.items() if tally.kept or tally.tries}
+        if asked:
+            print(tallies_table(asked), file=sys.stderr)
+            record: dict[str, Any] = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+            record["models"] = {name: tally.as_dict() for name, tally in asked.items()}
+            with (self.folder / "sessions.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+def _read_prompts(recipe: FeedbackRecipe) -> tuple[list[Prompt], dict[str, Any]]:
+    """The prompts, each once, and their counts."""
+    written = Source(source=str(folder_of(recipe) / FILES["instructions"]))
+    prompts, report = read_prompts(
+        recipe.prompts or (written,), seed=recipe.seed, max_bad_rows=recipe.max_bad_rows, progress=True
+    )
+    first = {prompt.texts: prompt for prompt in reversed(prompts)}
+    kept = [prompt for prompt in prompts if first[prompt.texts] is prompt]
+    counts = {"prompts": len(kept), "repeated_prompts": len(prompts) - len(kept)}
+    return kept, counts | ({"unreadable": len(report.bad_rows)} if report.bad_rows else {})
+
+
+class _SignalsAsk:
+    """While it is open, the first Ctrl-C or SIGTERM lets calls in flight end, since they are paid for."""
+
+    def __init__(self, stop: Stop):
+        self.stop = stop
+
+    def __enter__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.loop.add_signal_handler(number, self._interrupt)
+        except (RuntimeError, ValueError):  # not the main thread: signals are someone else's
+            pass
+
+    def __exit__(self, *error: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.loop.remove_signal_handler(number)
+
+    def _interrupt(self) -> None:
+        _say("interrupted: waiting for the calls in flight; once more ends at once")
+        self.stop.ask(KeyboardInterrupt())
+        self.__exit__()
+
+
+def _say(text: str) -> None:
+    tqdm.write(f"feedback: {text}", file=sys.stderr)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    with path.open("rb") as file:
+        return [json.loads(line) for line in file]
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
