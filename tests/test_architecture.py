@@ -33,11 +33,12 @@ LEVELS = {
     "sharding": 5,
     "host_memory": 5,
     "compilation": 5,
+    "processes": 5,
     "data": 5,
     "base": 6,
 }
-BASE = ("", "cli", "recipe", "feedback_recipe", "recipe_file", "yaml_nodes", "records")
-WITHOUT_JAX = ("cli", "recipe", "feedback_recipe", "recipe_file", "yaml_nodes", "records", "data", "reporting")
+BASE = ("", "cli", "recipe", "feedback_recipe", "recipe_file", "yaml_nodes", "records", "launchers", "hub", "peers")
+WITHOUT_JAX = (*BASE[1:], "data", "reporting")
 JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 
 # Foreign library -> the modules (or folders) that may import it.

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zephyr_jax.cli import add_recipe_arguments, run_command
+from zephyr_jax.peers import Peers
 from zephyr_jax.recipe import STAGE_ORDER, Recipe, load_recipe, recipe_differences, recipe_to_yaml
 from zephyr_jax.records import InputError
 
@@ -79,20 +80,31 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.new_run:
         recipe = with_fresh_name(recipe)
     check_name(recipe)
-    import jax  # after the recipe, whose mistakes show at once
+    from zephyr_jax.processes import joined  # imports JAX: after the recipe, whose mistakes show at once
+
+    with joined() as peers:
+        _run_stages(recipe, peers, dry_run=arguments.dry_run)
+
+
+def _run_stages(recipe: Recipe, peers: Peers, *, dry_run: bool) -> None:
+    import jax
 
     from zephyr_jax.stages.dry_run import describe_stage
     from zephyr_jax.stages.pipeline import run_stages
     from zephyr_jax.stages.start import check_start_model, open_run
 
-    run = open_run(recipe)
+    peers.check_same("the recipe", recipe_to_yaml(recipe))
+    run = open_run(recipe, peers=peers)
     check_start_model(run)
     with jax.set_mesh(run.mesh):
-        if arguments.dry_run:
-            for stage in recipe.stages:
-                print(describe_stage(run, stage))
+        if dry_run:
+            if peers.is_first:  # nothing in it needs the others
+                for stage in recipe.stages:
+                    print(describe_stage(run, stage))
             return
-        claim_folder(recipe)
+        if peers.is_first:
+            claim_folder(recipe)
+        peers.check_all_see(run.folder / "recipe.yaml")
         table = run_stages(run)
     if table:
         print(table)
@@ -100,7 +112,12 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return run_command(build_parser(), _run, argv)
+    status = run_command(build_parser(), _run, argv)
+    if "jax" in sys.modules:
+        from zephyr_jax.processes import leave
+
+        return leave(status)
+    return status
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The folder appears whole or not at all. Not here: reading one (hf_weights.py), t
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import ml_dtypes
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from zephyr_jax.model import hf_config, tensor_names
 from zephyr_jax.model.hf_weights import INDEX_NAME, SINGLE_NAME
@@ -38,17 +40,22 @@ def save_model(
     tokenizer: ChatTokenizer,
     max_shard_bytes: int = 5 * 10**9,
     overwrite: bool = False,
+    writes: bool = True,
 ) -> None:
     """Writes a model as transformers reads it; tensors come to the host one by one.
 
+    Where the parameters are spread over several processes, all of them call this, since each hands over its part of
+    every tensor, and one writes.
+
     Args:
-      params: the parameter tree, `jax.Array` leaves (sharded over the devices of this process) or numpy's.
+      params: the parameter tree, `jax.Array` leaves (sharded over any devices) or numpy's.
       folder: where to write; it is written beside under another name and then renamed.
       shape: the model's configuration.
       dtype: type of the stored weights, bfloat16 or float32.
       tokenizer: saved into the folder; its stop ids become the model's eos_token_id.
       max_shard_bytes: the most that one safetensors file holds (a single larger tensor has a file of its own).
       overwrite: replace a folder that is there; without it only an empty one is.
+      writes: whether this process is the one that writes.
 
     Raises:
       InputError: when the folder is there and not empty, or the type is another.
@@ -56,6 +63,10 @@ def save_model(
     target = Path(folder)
     if dtype not in SAVED_DTYPES:
         raise InputError(f"weights cannot be saved as {dtype!r}; wanted one of {', '.join(SAVED_DTYPES)}")
+    if not writes:
+        for place in _ordered(shape).values():
+            _fetch(params, *place)
+        return
     check_target(target, overwrite=overwrite)
     with _appearing_at_once(target) as unfinished:
         _write_weights(params, unfinished, shape=shape, dtype=SAVED_DTYPES[dtype], max_shard_bytes=max_shard_bytes)
@@ -168,7 +179,10 @@ def _fetch(params: Mapping[str, Any], row: tensor_names.TensorRow, layer: int) -
     if not isinstance(leaf, jax.Array):
         return tensor_names.to_source(row, np.asarray(leaf[layer] if row.is_stacked else leaf))
     if not leaf.is_fully_addressable:
-        raise ValueError("save_model writes from one process; gather the parameters of the others first")
+        assert isinstance(leaf.sharding, NamedSharding)
+        gather = _gathering(leaf.sharding.mesh, row.is_stacked)
+        whole = gather(leaf, np.int32(layer)) if row.is_stacked else gather(leaf)
+        return tensor_names.to_source(row, np.asarray(whole))
     return tensor_names.to_source(row, _fetch_layer(leaf, layer) if row.is_stacked else _gather(leaf))
 
 
@@ -194,6 +208,12 @@ def _fetch_layer(leaf: jax.Array, layer: int) -> np.ndarray:
             with jax.set_mesh(None):  # a shard lies on one device, whatever mesh the caller works on
                 whole[shard.index[1:]] = np.asarray(_take(shard.data, layer - first))
     return whole
+
+
+@functools.cache
+def _gathering(mesh: jax.sharding.Mesh, is_stacked: bool) -> jax.stages.Wrapped:
+    """leaf, or (leaf, layer) -> leaf[layer], whole on every device: what several processes fetch a tensor by."""
+    return jax.jit(_take if is_stacked else lambda leaf: leaf, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 @jax.jit

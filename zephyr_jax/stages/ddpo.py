@@ -92,7 +92,7 @@ def _load(
         sources,
         run.tokenizer,
         name=f"ddpo {split}",
-        keeping=Keeping(Path(run.recipe.output_dir) / "tokenised", writes=keep),
+        keeping=Keeping(Path(run.recipe.output_dir) / "tokenised", writes=keep and run.peers.is_first),
         seed=run.recipe.seed,
         max_bad_rows=options.max_bad_rows,
         max_length=options.max_length,
@@ -177,7 +177,7 @@ def run_ddpo(run: Run, data: DdpoData, *, on_evaluation: OnEvaluation) -> None:
         trackers=run.recipe.trackers,
         data_fingerprint=data.train.fingerprint(),
     )
-    result = run_stage(task, mesh=run.mesh)
+    result = run_stage(task, mesh=run.mesh, peers=run.peers)
     first = {
         "start_loss": result.first_metrics["loss"],
         "start_max_abs_margin_over_beta": result.first_metrics["rewards/max_abs_margin"] / options.beta,

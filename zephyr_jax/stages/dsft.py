@@ -72,7 +72,7 @@ def _load(
         sources,
         run.tokenizer,
         name=f"dsft {split}",
-        keeping=Keeping(Path(run.recipe.output_dir) / "tokenised", writes=keep),
+        keeping=Keeping(Path(run.recipe.output_dir) / "tokenised", writes=keep and run.peers.is_first),
         seed=run.recipe.seed,
         max_bad_rows=options.max_bad_rows,
         max_length=options.max_length,
@@ -161,7 +161,7 @@ def run_dsft(run: Run, data: DsftData, *, on_evaluation: OnEvaluation) -> None:
         trackers=run.recipe.trackers,
         data_fingerprint=data.train.fingerprint(),
     )
-    result = run_stage(task, mesh=run.mesh)
+    result = run_stage(task, mesh=run.mesh, peers=run.peers)
     finish_stage(run, "dsft", result=result, shape=start.shape, reports=data.reports(), batches=batches)
 
 

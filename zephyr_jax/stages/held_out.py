@@ -81,10 +81,13 @@ def sample_writer(run: Run, held_out: HeldOut, model: StartModel) -> Callable[[s
     def write(stage: str, params: Any, step: int) -> None:
         if not prompts:
             return
+        answers = answer_prompts(run, params, model, prompts=prompts)
+        if not run.peers.is_first:
+            return
         path = run.folder / stage / "samples.jsonl"
         keep_lines(path, lambda record: record["step"] < step)  # an interrupted sitting may have written later ones
         with path.open("a", encoding="utf-8") as file:
-            for prompt, answer in zip(prompts, answer_prompts(run, params, model, prompts=prompts), strict=True):
+            for prompt, answer in zip(prompts, answers, strict=True):
                 file.write(
                     json.dumps({"step": step, "messages": prompt, "response": answer}, ensure_ascii=False) + "\n"
                 )
@@ -102,7 +105,7 @@ def measure_held_out(run: Run, model: StartModel, *, label: str, held_out: HeldO
       label: its column: base, dsft or ddpo.
       held_out: the rows.
     """
-    results = read_held_out(run)
+    results = run.peers.first_says("what is measured", lambda: read_held_out(run))
     if label in results or not held_out.prompts:
         return
     say(f"held out: measuring {label}")
@@ -126,7 +129,8 @@ def measure_held_out(run: Run, model: StartModel, *, label: str, held_out: HeldO
         right = [a.strip() == r.strip() for a, r in zip(answers, held_out.right_answers, strict=False)]
         result["exact_answers"] = float(np.mean(right[:num_exact]))
     result["answers"] = answers[:num_shown]
-    write_json(run.folder / "held_out.json", results | {label: result})
+    if run.peers.is_first:
+        write_json(run.folder / "held_out.json", results | {label: result})
 
 
 def _preference_accuracy(run: Run, params: Params, model: StartModel, pairs: DdpoData) -> float:

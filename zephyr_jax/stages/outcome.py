@@ -21,7 +21,7 @@ from zephyr_jax.training.metrics import write_json
 
 def is_done(run: Run, stage: str) -> bool:
     """Whether the stage has ended: its summary is written last."""
-    return (run.folder / stage / "summary.json").exists()
+    return run.peers.first_says(f"{stage} done?", (run.folder / stage / "summary.json").exists)
 
 
 def read_summary(run: Run, stage: str) -> dict[str, Any]:
@@ -59,6 +59,7 @@ def finish_stage(
         dtype=run.recipe.model.compute_dtype,
         tokenizer=run.tokenizer,
         overwrite=True,
+        writes=run.peers.is_first,
     )
     summary = {
         "stage": stage,
@@ -73,10 +74,13 @@ def finish_stage(
         "batches": batches.statistics(),
         "devices": [str(device) for device in run.mesh.devices.flat],
         "mesh": dict(run.mesh.shape),
+        "processes": run.peers.count,
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")}
         | {"python": platform.python_version(), "backend": jax.default_backend()},
     } | dict(notes or {})
-    write_json(folder / "summary.json", summary)
+    if run.peers.is_first:
+        write_json(folder / "summary.json", summary)
+    run.peers.check_all_see(folder / "summary.json")
     say(summary_line(summary))
 
 

@@ -16,7 +16,7 @@ def run_stages(run: Run) -> str:
       run: the run; its folder holds recipe.yaml.
 
     Returns:
-      The held-out table as text; empty where the recipe has no evaluation data.
+      The held-out table as text; empty where the recipe has no evaluation data, and in all processes but the first.
     """
     recipe = run.recipe
     dialogues = load_dsft_data(run) if recipe.dsft is not None and "dsft" in recipe.stages else None
@@ -35,4 +35,4 @@ def run_stages(run: Run) -> str:
             assert pairs is not None
             run_ddpo(run, pairs, on_evaluation=on_evaluation)
         measure_held_out(run, stage_model(run, stage), label=stage, held_out=held_out)
-    return held_out_table(run, held_out)
+    return held_out_table(run, held_out) if run.peers.is_first else ""

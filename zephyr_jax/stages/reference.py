@@ -148,10 +148,11 @@ class ReferenceStore:
             raise InputError(f"{path}: does not hold {num_pairs} pairs; delete {self.folder} to compute it anew")
         return arrays
 
-    def begin(self, num_pairs: int) -> tuple[Arrays, np.ndarray]:
+    def begin(self, num_pairs: int, *, writes: bool = True) -> tuple[Arrays, np.ndarray]:
         """Makes the folder, or takes up an interrupted pass: arrays [M] and which pairs are done, bool [M]."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self._manifest() is None:
+        if writes:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        if writes and self._manifest() is None:
             write_json(self.folder / "manifest.json", self._content(num_pairs, complete=False))
         arrays = {field: np.zeros(num_pairs, np.float32) for field in FIELDS}
         done = np.zeros(num_pairs, bool)
@@ -220,7 +221,7 @@ def reference_fields(
         **run.tokenizer.fingerprint(),
         "max_length": str(options.max_length),
         "max_prompt_length": str(options.max_prompt_length),
-        "weights": start.fingerprint(),
+        "weights": run.peers.first_says("the hash of the weights", start.fingerprint),
         "shape": json.dumps(start.shape.model_dump(), sort_keys=True),  # RoPE theta, window: not among the tensors
         "dtype": settings.compute_dtype,
         "layout": options.layout if options.layout == "padded" else f"packed {options.row_length}",
@@ -265,22 +266,31 @@ def reference_log_probs(
         folder = Path(given) if split == "train" else Path(given) / split
     store = ReferenceStore(folder, fields, split)
     arrays = store.read(len(pairs))
-    if arrays is not None:
+    if run.peers.first_says(f"reference ({split}) there?", lambda: arrays is not None):
+        arrays = _seen(run, store, arrays, num_pairs=len(pairs))
         say(f"reference ({split}): {len(pairs)} pairs read from {folder}; nothing in their key has changed")
         return arrays
     nearest = store.nearest() if given is None else None
     if nearest is not None and nearest[1] and len(nearest[1]) < len(fields):
         say(f"reference ({split}): computed anew; the nearest store, {nearest[0]}, differs in {'; '.join(nearest[1])}")
-    _compute(run, store, start=start, batches=batches, settings=settings, split=split)
-    computed = store.read(len(pairs))
-    assert computed is not None
-    return computed
+    return _compute(run, store, start=start, batches=batches, settings=settings, split=split)
+
+
+def _seen(run: Run, store: ReferenceStore, arrays: Arrays | None, *, num_pairs: int) -> Arrays:
+    """What process 0 has read, in all processes: a shared file system may show it to some a little later."""
+    run.peers.check_all_see(store.folder / "log_probs.npz")
+    arrays = store.read(num_pairs) if arrays is None else arrays
+    if arrays is None:
+        raise RuntimeError(f"{store.folder}: process 0 sees a complete store there, {run.peers.me} does not")
+    return arrays
 
 
 def _compute(
     run: Run, store: ReferenceStore, *, start: StartModel, batches: PairBatches, settings: ModelSettings, split: str
-) -> None:
-    arrays, done = store.begin(batches.num_items)
+) -> Arrays:
+    """Every process computes its part of every batch and gets all results; process 0 keeps them."""
+    arrays, done = store.begin(batches.num_items, writes=run.peers.is_first)
+    run.peers.check_same(f"reference ({split}): pairs done", hashlib.sha256(done.tobytes()).hexdigest()[:12])
     if done.any():
         say(f"reference ({split}): going on after {int(done.sum())} of {len(done)} pairs in {store.folder}")
     params = start.load_on(run.mesh)
@@ -298,11 +308,13 @@ def _compute(
         for field in FIELDS:
             arrays[field][rows] = values[field]
         waiting.append(rows)
-        if time.perf_counter() - began > PART_SECONDS:
+        if run.peers.is_first and time.perf_counter() - began > PART_SECONDS:
             store.add_part(np.concatenate(waiting), arrays)
             began, waiting = time.perf_counter(), []
-    store.complete(arrays)
+    if run.peers.is_first:
+        store.complete(arrays)
     say(f"reference ({split}): {batches.num_items} pairs written to {store.folder}")
+    return arrays
 
 
 def _changed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:

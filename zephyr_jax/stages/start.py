@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,9 +23,11 @@ from zephyr_jax.model.attention_rule import MEASURED, choose_attention
 from zephyr_jax.model.mistral import PARTITION_RULES, ModelSettings, Params, abstract_params, init_params
 from zephyr_jax.model.sources import open_weights
 from zephyr_jax.model.weight_source import WeightSource, check_shape
+from zephyr_jax.peers import ALONE, Peers
+from zephyr_jax.processes import describe_devices
 from zephyr_jax.recipe import ModelShape, Recipe, RowLayout
 from zephyr_jax.records import InputError
-from zephyr_jax.sharding import make_mesh, tree_shardings
+from zephyr_jax.sharding import describe_mesh, make_mesh, tree_shardings
 
 OnEvaluation = Callable[[str, Params, int], None]
 
@@ -47,12 +48,14 @@ class Run:
       folder: output_dir/name.
       mesh: the device mesh.
       tokenizer: one tokenizer, template and BOS policy for training, scoring and generation.
+      peers: the processes that it runs in; process 0 writes the files and speaks.
     """
 
     recipe: Recipe
     folder: Path
     mesh: jax.sharding.Mesh
     tokenizer: ChatTokenizer
+    peers: Peers = ALONE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +84,12 @@ class StartModel:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def open_run(recipe: Recipe) -> Run:
+def open_run(recipe: Recipe, *, peers: Peers = ALONE) -> Run:
     """Checks the mesh against the devices, then reads the tokenizer; nothing large is loaded.
 
     Args:
       recipe: the recipe.
+      peers: the processes of this job, of which each calls this.
 
     Returns:
       The run; its folder is not made yet.
@@ -94,12 +98,11 @@ def open_run(recipe: Recipe) -> Run:
       InputError: the devices cannot fill the mesh, or the tokenizer cannot be read or does not fit.
     """
     keep_freed_memory()  # before the first question for a device
-    num_tasks = max(jax.process_count(), int(os.environ.get("SLURM_NTASKS", "1")))
-    if num_tasks > 1:
-        raise InputError(
-            f"got {num_tasks} processes, wanted 1: this version trains from one process, over all devices of one host"
-        )
-    mesh = make_mesh(recipe.mesh)
+    if peers.count > 1:
+        say(describe_devices(peers))
+    mesh = make_mesh(recipe.mesh, hosts=peers.hosts)
+    if mesh.size > 1:
+        say(f"mesh: {describe_mesh(mesh, hosts=peers.hosts)}")
     kept_in = keep_compiled_programs()
     if kept_in is not None:
         say(f"compiled programs are kept in {kept_in} (JAX_ENABLE_COMPILATION_CACHE=0: they are not)")
@@ -109,7 +112,8 @@ def open_run(recipe: Recipe) -> Run:
         bos=recipe.bos,
         empty_system_turn=recipe.empty_system_turn,
     )
-    return Run(recipe=recipe, folder=Path(recipe.output_dir) / recipe.name, mesh=mesh, tokenizer=tokenizer)
+    folder = Path(recipe.output_dir) / recipe.name
+    return Run(recipe=recipe, folder=folder, mesh=mesh, tokenizer=tokenizer, peers=peers)
 
 
 def check_start_model(run: Run) -> None:

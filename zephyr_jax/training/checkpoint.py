@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from zephyr_jax.records import InputError
@@ -63,11 +63,17 @@ class Checkpoints:
         }
         restored = self._manager.restore(self.latest_step(), args=ocp.args.Composite(**items))
         step = abstract_state.step
-        count = jax.device_put(jnp.asarray(restored.progress["step"], step.dtype), step.sharding)
+        count = jax.make_array_from_callback(
+            (), step.sharding, lambda _: np.asarray(restored.progress["step"], step.dtype)
+        )
         return TrainState(step=count, params=restored.params, opt_state=restored.opt_state), restored.progress
 
+    def wait_until_saved(self) -> None:
+        """Waits for what is being written, by all processes."""
+        self._manager.wait_until_finished()
+
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits for what is being written, and writes no more."""
         self._manager.wait_until_finished()
         self._manager.close()
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from zephyr_jax.compilation import Program, bytes_per_device, compile_ahead, count_compilations
 from zephyr_jax.data.loader import StepBatches
 from zephyr_jax.data.prefetch import prefetch
+from zephyr_jax.peers import ALONE, Peers
 from zephyr_jax.recipe import StageOptions
 from zephyr_jax.records import InputError
 from zephyr_jax.sharding import num_row_shards, place_batch, replicated
@@ -87,18 +88,20 @@ class StageResult:
     compilation: dict[str, Any]
 
 
-def run_stage(task: StageTask, *, mesh: jax.sharding.Mesh) -> StageResult:
+def run_stage(task: StageTask, *, mesh: jax.sharding.Mesh, peers: Peers = ALONE) -> StageResult:
     """Trains from the start or from the newest checkpoint to the last step.
 
     Args:
       task: what to do.
       mesh: the device mesh.
+      peers: the processes whose devices it is of, each of which calls this; process 0 writes the metrics.
 
     Returns:
       The result; the last step is always saved.
 
     Raises:
-      KeyboardInterrupt: SIGINT or SIGTERM came; the step under way was finished and saved.
+      KeyboardInterrupt: SIGINT or SIGTERM came, to any of the processes; the step under way was finished and saved.
+      InputError: the training rows are not those of the steps done, or not the same in all processes.
       FloatingPointError: the loss is not finite.
     """
     sharded = make_sharded_step(
@@ -109,6 +112,8 @@ def run_stage(task: StageTask, *, mesh: jax.sharding.Mesh) -> StageResult:
         mesh=mesh,
     )
     checkpoints = Checkpoints(task.folder / "checkpoints", keep=task.options.keep_checkpoints)
+    peers.check_same(f"{task.name}: the training rows", task.data_fingerprint)
+    peers.check_same(f"{task.name}: the newest checkpoint's step", checkpoints.latest_step())
     if checkpoints.latest_step() is None:
         state = sharded.first_state(task.load_params)
         progress: dict[str, Any] = {"step": 0, "num_tokens": 0, "seconds": 0.0}
@@ -121,7 +126,7 @@ def run_stage(task: StageTask, *, mesh: jax.sharding.Mesh) -> StageResult:
                 f"put them back, take another name (name=...), or delete {task.folder} to begin the stage anew"
             )
         _say(f"{task.name}: going on after step {progress['step']} of {task.batches.num_steps}")
-    return _Session(task, mesh, sharded.call, checkpoints, progress).run(state)
+    return _Session(task, mesh, peers, sharded.call, checkpoints, progress).run(state)
 
 
 def evaluate_batches(
@@ -148,14 +153,16 @@ class _Session:
         self,
         task: StageTask,
         mesh: jax.sharding.Mesh,
+        peers: Peers,
         train_step: jax.stages.Wrapped,
         checkpoints: Checkpoints,
         progress: dict[str, Any],
     ):
-        self._task, self._mesh, self._train_step, self._checkpoints = task, mesh, train_step, checkpoints
+        self._task, self._mesh, self._peers = task, mesh, peers
+        self._train_step, self._checkpoints = train_step, checkpoints
         self._start, self._num_tokens = progress["step"], progress["num_tokens"]
         self._earlier_seconds, self._began = progress["seconds"], time.perf_counter()
-        self._log = MetricsLog(task.folder, after_step=self._start, trackers=task.trackers)
+        self._log = MetricsLog(task.folder, after_step=self._start, trackers=task.trackers, writes=peers.is_first)
         self._bar: ProgressBar | None = None
         self._programs: dict[tuple[int, ...], Program] = {}
         self._compilation: dict[str, Any] = {"train_steps": []}
@@ -209,13 +216,26 @@ class _Session:
                 # Saved first: an evaluation that fails, or is cut off, must not cost the step.
                 if self._is_due(step, options.save_every):
                     self._save(state, step)
-                if not stop.requested and self._is_due(step, options.eval_every):
+                asked_to_stop = self._who_is_asked_to_stop(stop)
+                if not asked_to_stop and self._is_due(step, options.eval_every):
                     self._evaluate(state, step)
-                if stop.requested:
-                    self._save(state, step)
-                    _say(f"{task.name}: stopped and saved after step {step}; the same command goes on from there")
-                    raise KeyboardInterrupt
+                    asked_to_stop = self._who_is_asked_to_stop(stop)
+                if asked_to_stop:
+                    self._stop(state, step, asked=asked_to_stop)
             return state, ready.waited_seconds / max(time.perf_counter() - began, 1e-9)
+
+    def _who_is_asked_to_stop(self, stop: _Stop) -> list[int]:
+        """The processes that have got a signal. All are told at the same step, so that they save and stop together."""
+        flags = self._peers.gather("asked to stop?", stop.requested)
+        return [index for index, flag in enumerate(flags) if flag]
+
+    def _stop(self, state: TrainState, step: int, *, asked: list[int]) -> None:
+        self._save(state, step)
+        self._checkpoints.wait_until_saved()
+        self._peers.wait("saved")  # none may leave while another still needs it for that
+        who = f", as {' and '.join(map(self._peers.name, asked))} was asked to" if self._peers.count > 1 else ""
+        _say(f"{self._task.name}: stopped and saved after step {step}{who}; the same command goes on from there")
+        raise KeyboardInterrupt
 
     def _is_due(self, step: int, every: int | None) -> bool:
         """Whether something is done after this step that is done at the start, at the end and every so many steps."""

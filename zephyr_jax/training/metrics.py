@@ -26,21 +26,26 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Leaves in a file of JSON lines those that `keep` takes, up to the first that a kill has torn; no file is fine."""
-    if not path.exists():
-        return
+def kept_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[str]:
+    """The lines of a file of JSON lines that `keep` takes, up to the first that a kill has torn; [] without a file."""
     kept = []
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:  # str.splitlines would cut at U+2028 too
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []:
+        # str.splitlines would cut at U+2028 too
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
             break
         if keep(record):
-            kept.append(line + "\n")
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+            kept.append(line)
+    return kept
+
+
+def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Leaves in a file of JSON lines those that `kept_lines` gives; no file is fine."""
+    if path.exists():
+        temporary = path.with_suffix(".partial")
+        temporary.write_text("".join(line + "\n" for line in kept_lines(path, keep)), encoding="utf-8")
+        os.replace(temporary, path)
 
 
 class MetricsLog:
@@ -50,18 +55,28 @@ class MetricsLog:
       folder: the stage's folder.
       after_step: the step that training goes on from: later lines, from before an interruption, are taken out.
       trackers: "tensorboard" or nothing.
+      writes: False reads what is there and keeps further lines to itself: for all processes of a run but the first.
     """
 
-    def __init__(self, folder: Path, *, after_step: int, trackers: Sequence[str] = ()):
-        self._path = folder / "metrics.jsonl"
-        keep_lines(self._path, lambda record: 0 < after_step >= record["step"])
-        self._file = self._path.open("a", encoding="utf-8")
-        self._events = _open_events(folder, after_step) if "tensorboard" in trackers else None
+    def __init__(self, folder: Path, *, after_step: int, trackers: Sequence[str] = (), writes: bool = True):
+        path = folder / "metrics.jsonl"
+
+        def keep(record: dict[str, Any]) -> bool:
+            return 0 < after_step >= record["step"]
+
+        self._records = [json.loads(line) for line in kept_lines(path, keep)]
+        self._file, self._events = None, None
+        if writes:
+            keep_lines(path, keep)
+            self._file = path.open("a", encoding="utf-8")
+            self._events = _open_events(folder, after_step) if "tensorboard" in trackers else None
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one line: `step` and what was measured there."""
-        self._file.write(json.dumps(dict(record)) + "\n")
-        self._file.flush()
+        self._records.append(dict(record))
+        if self._file is not None:
+            self._file.write(json.dumps(dict(record)) + "\n")
+            self._file.flush()
         if self._events is not None:
             for name, value in record.items():
                 if name != "step":
@@ -69,11 +84,12 @@ class MetricsLog:
 
     def records(self) -> list[dict[str, Any]]:
         """All lines so far, earlier sittings' included."""
-        return [json.loads(line) for line in self._path.read_text(encoding="utf-8").split("\n")[:-1]]
+        return list(self._records)
 
     def close(self) -> None:
         """Closes the files."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._events is not None:
             self._events.close()
 

@@ -39,7 +39,8 @@ class ShardedStep(NamedTuple):
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         params = load_params(shardings.params)
         opt_state = jax.jit(self.optimizer.init, out_shardings=shardings.opt_state)(params)
-        return TrainState(step=jax.device_put(np.int32(0), shardings.step), params=params, opt_state=opt_state)
+        step = jax.make_array_from_callback((), shardings.step, lambda _: np.int32(0))
+        return TrainState(step=step, params=params, opt_state=opt_state)
 
 
 def make_sharded_step(
