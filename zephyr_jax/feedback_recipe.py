@@ -115,22 +115,27 @@ class InstructionOptions(Options):
 
     Attributes:
       num_drafts: tasks written; what the filters leave becomes dialogues.
-      seed_tasks: a file of rows with `task` and `topic`; builtin: the package's own.
+      seeds: a source of rows with `task`, `topic` or both; builtin: the package's own.
       refinements: how often each task is rewritten to ask for more.
       max_turns: user turns of a dialogue at most; each dialogue draws its number from 1 to this.
-      max_tokens: of each answer; a task or a user's turn has at most `max_task_tokens`.
+      max_task_tokens: of a task, or of what the person says next.
+      max_tokens: of an answer; one that is cut off there is left out.
+      expected_tokens: of an answer, on average; for the estimate before the first call alone.
+      max_tries: a text that is empty or a task that is cut off is asked for again, with another seed.
       near_duplicate: a task this similar to an earlier one (Jaccard similarity of word triples) is left out.
       min_words: a task with fewer words is left out; an answer is with fewer than `min_answer_words`.
     """
 
     num_drafts: Count
-    seed_tasks: Text = "builtin"
+    seeds: Text = "builtin"
     refinements: Annotated[int, Field(strict=True, ge=0)] = 1
     max_turns: Count = 3
     temperature: Temperature = 1.0
     top_p: Share = 1.0
     max_task_tokens: Count = 256
     max_tokens: Count = 1024
+    expected_tokens: Count = 300
+    max_tries: Count = 2
     near_duplicate: Share = 0.7
     min_words: Count = 3
     min_answer_words: Count = 2
@@ -298,7 +303,7 @@ def result_differences(old: FeedbackRecipe, new: FeedbackRecipe) -> list[str]:
             for key in _FREE_MODEL_KEYS:
                 # Whether there is a server at all does decide.
                 model[key] = bool(model[key]) if key == "base_url" else None
-        for step in ("completions", "annotation"):
+        for step in ("instructions", "completions", "annotation"):
             if tree[step] is not None:
                 tree[step].pop("expected_tokens")
         return tree

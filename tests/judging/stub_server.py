@@ -52,8 +52,10 @@ class StubServer:
         latency: float = 0.0,
         answer: Callable[[Body], str] = plain_answer,
         faults: Callable[[int], str | None] = lambda number: None,
+        finish_reason: Callable[[Body], str] = lambda body: "stop",
     ):
         self.latency, self.answer, self.faults = latency, answer, faults
+        self.finish_reason = finish_reason
         self.calls: collections.Counter[int] = collections.Counter()
         self.bodies: list[Body] = []
         self.headers: list[dict[str, str]] = []
@@ -119,7 +121,8 @@ class StubServer:
 
     def _response(self, body: Body, fault: str | None) -> bytes:
         text = self.answer(body)
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}}
+        choice["finish_reason"] = self.finish_reason(body)
         usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
         whole = json.dumps({"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]})
         whole = json.dumps(json.loads(whole) | {"usage": usage})

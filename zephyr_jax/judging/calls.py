@@ -20,6 +20,8 @@ from zephyr_jax.judging.tally import Tally
 
 T = TypeVar("T")
 
+NO_ANSWER = "no answer"  # the model's fault, unlike an answer that cannot be used
+
 
 class Stopped(Exception):
     """The run is being stopped: this call was not made."""
@@ -120,7 +122,7 @@ async def ask_until(
         try:
             reply = await caller.ask(request_of(attempt), call=f"{call}:{attempt}")
         except CallFailed:
-            unusable[f"{kind}: no answer"] += 1
+            unusable[f"{kind}: {NO_ANSWER}"] += 1
             return None
         parsed = parse(reply)
         if parsed is not None:

@@ -10,12 +10,23 @@ import collections
 import dataclasses
 from collections.abc import Sequence
 
-from zephyr_jax.feedback_recipe import AnnotationOptions, CompletionOptions, FeedbackRecipe
+from zephyr_jax.feedback_recipe import AnnotationOptions, CompletionOptions, FeedbackRecipe, InstructionOptions
 from zephyr_jax.judging.budget import spent_on
 from zephyr_jax.judging.completions import draw_students
-from zephyr_jax.judging.protocol import ChatRequest
-from zephyr_jax.judging.rubrics import PRINCIPLES, digit_messages, rating_messages
+from zephyr_jax.judging.instructions import NUM_EXAMPLES
+from zephyr_jax.judging.protocol import CHARACTERS_PER_TOKEN, ChatRequest
+from zephyr_jax.judging.rubrics import (
+    PRINCIPLES,
+    digit_messages,
+    follow_up_messages,
+    rating_messages,
+    refine_messages,
+    write_messages,
+)
 from zephyr_jax.records import Message, Prompt
+
+TASK_TOKENS = 60  # of a task that is to be written
+SEED_TOKENS = 20
 
 
 @dataclasses.dataclass
@@ -32,10 +43,43 @@ class Estimate:
 def estimate(recipe: FeedbackRecipe, prompts: Sequence[Prompt]) -> list[Estimate]:
     """Estimates for each step and model, in the order of the steps."""
     found: list[Estimate] = []
+    if recipe.instructions is not None:
+        found.append(_instructions(recipe.instructions, teacher=recipe.teacher))
     if recipe.completions is not None:
         found += _completions(recipe.completions, prompts, seed=recipe.seed)
         if recipe.annotation is not None:
             found.append(_annotation(recipe.annotation, recipe.completions, prompts, teacher=recipe.teacher))
+    return found
+
+
+def assumed_prompts(count: int) -> list[Prompt]:
+    """Prompts of TASK_TOKENS tokens, in place of tasks that are not written yet."""
+    text = "x" * CHARACTERS_PER_TOKEN * TASK_TOKENS
+    return [Prompt(({"role": "user", "content": text},), str(number), "") for number in range(count)]
+
+
+def _instructions(options: InstructionOptions, *, teacher: str) -> Estimate:
+    """As if every draft became a dialogue of the mean number of turns."""
+    found = Estimate("instructions", teacher)
+    answer, drafts = min(options.expected_tokens, options.max_tokens), options.num_drafts
+    found.calls = drafts * (1 + options.refinements)
+    found.prompt_tokens = drafts * (
+        _tokens(write_messages("", ()))
+        + NUM_EXAMPLES * SEED_TOKENS
+        + options.refinements * (_tokens(refine_messages("")) + TASK_TOKENS)
+    )
+    found.completion_tokens = found.calls * TASK_TOKENS
+    # A dialogue of n turns is as likely as one of any other number up to max_turns; turn t reads the t before it.
+    for turn in range(options.max_turns):
+        dialogues = drafts * (options.max_turns - turn) // options.max_turns
+        before = turn * (answer + TASK_TOKENS)
+        found.calls += dialogues
+        found.prompt_tokens += dialogues * (before + TASK_TOKENS)
+        found.completion_tokens += dialogues * answer
+        if turn:
+            found.calls += dialogues
+            found.prompt_tokens += dialogues * (before + _tokens(follow_up_messages(())))
+            found.completion_tokens += dialogues * TASK_TOKENS
     return found
 
 

@@ -103,6 +103,8 @@ _JUDGE = (
     "You judge answers that assistants gave to the same instruction. You look at one quality only, you compare the "
     "answers with each other, and neither their order nor their length is a reason for a rating. You reply in JSON."
 )
+_AUTHOR = "You write tasks that people could give to a helpful assistant: varied, natural, and possible to do in text."
+_PERSON = "You play a person who talks with an assistant: curious, to the point, never thanking or ending the talk."
 _GRADER = "You grade answers. You reply with one digit from 1 to 5 and nothing else."
 
 
@@ -161,3 +163,34 @@ def dialogue_text(prompt: Sequence[Message]) -> str:
     if len(prompt) == 1:
         return prompt[0]["content"]
     return "\n".join(f"[{message['role']}] {message['content']}" for message in prompt)
+
+
+def write_messages(topic: str, examples: Sequence[str]) -> tuple[Message, ...]:
+    """Asks for a new task about a topic, after examples of what tasks are."""
+    shown = "\n".join(f"{number}. {example}" for number, example in enumerate(examples, start=1))
+    text = (
+        f"Topic: {topic}\n\nTasks that others have given:\n{shown}\n\nWrite one new task about the topic. It asks for "
+        "another kind of thing than these do, is clear on its own with nothing attached, and can be done by writing. "
+        "Reply with the task alone."
+    )
+    return {"role": "system", "content": _AUTHOR}, {"role": "user", "content": text}
+
+
+def refine_messages(task: str) -> tuple[Message, ...]:
+    """Asks for the same task, made to take more thought."""
+    text = (
+        f"A task that someone gave to an assistant:\n\n{task}\n\nRewrite it so that a good answer takes more thought: "
+        "add one condition, one detail, or the reason for asking. It stays clear on its own. Reply with the rewritten "
+        "task alone."
+    )
+    return {"role": "system", "content": _AUTHOR}, {"role": "user", "content": text}
+
+
+def follow_up_messages(dialogue: Sequence[Message]) -> tuple[Message, ...]:
+    """Asks for what the person says next in a dialogue that ends with an answer."""
+    text = (
+        f"A person talks with an assistant:\n\n{dialogue_text(dialogue)}\n\nWrite what the person says next. It "
+        "follows from the last answer: a detail, an example, a doubt or a next step. One to three sentences; reply "
+        "with the person's words alone."
+    )
+    return {"role": "system", "content": _PERSON}, {"role": "user", "content": text}

@@ -25,16 +25,18 @@ from typing import Any
 from tqdm import tqdm
 
 from zephyr_jax.data.binarisation import BinarisationOptions, BinarisationReport, binarise
-from zephyr_jax.data.sources import read_feedback, read_prompts
+from zephyr_jax.data.sources import iterate_rows, read_feedback, read_prompts
 from zephyr_jax.feedback_recipe import Budget, FeedbackRecipe
 from zephyr_jax.judging.annotation import annotated_row, annotation_jobs
-from zephyr_jax.judging.calls import Caller, Stop, run_jobs
+from zephyr_jax.judging.calls import NO_ANSWER, Caller, Stop, run_jobs
 from zephyr_jax.judging.completions import completion_jobs, completion_row
-from zephyr_jax.judging.estimate import estimate, estimates_table
+from zephyr_jax.judging.estimate import assumed_prompts, estimate, estimates_table
+from zephyr_jax.judging.instructions import Writer, read_seeds
 from zephyr_jax.judging.respondents import Respondents
+from zephyr_jax.judging.seed_tasks import SEED_TASKS, TOPICS
 from zephyr_jax.judging.tally import tallies_table
 from zephyr_jax.recipe import Source
-from zephyr_jax.records import Prompt, Unfinished
+from zephyr_jax.records import BadRow, InputError, Prompt, Unfinished
 
 FILES = {
     "instructions": "instructions.jsonl",
@@ -64,7 +66,13 @@ def describe_feedback(recipe: FeedbackRecipe) -> str:
     Raises:
       InputError: the prompts cannot be read.
     """
-    prompts, _ = _read_prompts(recipe)
+    prompts: list[Prompt] = []
+    if recipe.completions is not None:
+        is_written = (folder_of(recipe) / FILES["instructions"]).exists()
+        if recipe.prompts or is_written:
+            prompts, _ = _read_prompts(recipe)
+        elif recipe.instructions is not None:
+            prompts = assumed_prompts(recipe.instructions.num_drafts)
     return estimates_table(recipe, estimate(recipe, prompts))
 
 
@@ -88,11 +96,13 @@ class _Feedback:
     def __init__(self, recipe: FeedbackRecipe):
         self.recipe, self.folder, self.stop = recipe, folder_of(recipe), Stop()
         self.respondents = Respondents(recipe, self.stop)
+        self.said_estimate = False
 
     async def run(self) -> dict[str, Any]:
         """All steps in order."""
         self.folder.mkdir(parents=True, exist_ok=True)
         steps: list[tuple[str, Callable[[_Step], Awaitable[list[dict[str, Any]]]]]] = [
+            ("instructions", self._instruct),
             ("completions", self._complete),
             ("annotation", self._annotate),
             ("binarisation", self._binarise),
@@ -121,6 +131,12 @@ class _Feedback:
             for name in {self.recipe.teacher, *(completions.students if completions else ())}:
                 self.respondents.caller(name)
 
+    def _say_estimate(self) -> None:
+        """Says once what the whole run takes."""
+        if not self.said_estimate:
+            self.said_estimate = True
+            _say(f"what the run takes in all:\n{describe_feedback(self.recipe)}")
+
     async def _do(self, name: str, work: Callable[[_Step], Awaitable[list[dict[str, Any]]]]) -> None:
         """One step, if its file is not there."""
         file = self.folder / FILES[name]
@@ -140,12 +156,32 @@ class _Feedback:
     def _counts_file(self, name: str) -> Path:
         return self.folder / f"{name}.counts.json"
 
+    async def _instruct(self, step: _Step) -> list[dict[str, Any]]:
+        options = self.recipe.instructions
+        assert options is not None
+        topics, tasks = _read_seeds(options.seeds)
+        teacher = self.respondents.caller(self.recipe.teacher)
+        writer = Writer(teacher, options, self.recipe.seed, topics, tasks, unusable=step.unusable)
+        self._say_estimate()
+        drafts = await self._run_jobs(step, {teacher: writer.draft_jobs()})
+        kept = writer.keep_good([drafts[number] for number in sorted(drafts)])
+        rows = await self._run_jobs(step, {teacher: writer.dialogue_jobs(kept)})
+        dialogues = [rows[number] for number in sorted(rows) if rows[number] is not None]
+        num_failed = sum(count for kind, count in step.unusable.items() if kind.endswith(NO_ANSWER))
+        self._check_failed(step, num_failed, len(drafts) + len(rows))
+        step.counts |= {"drafts": options.num_drafts, "tasks": len(kept), "dialogues": len(dialogues)}
+        step.counts["turns"] = sum(len(row["messages"]) // 2 for row in dialogues)
+        step.counts["left_out"] = dict(sorted(writer.left_out.items()))
+        if not dialogues:
+            raise Unfinished(f"instructions: the filters left nothing of {options.num_drafts} drafts: {step.counts}")
+        return dialogues
+
     async def _complete(self, step: _Step) -> list[dict[str, Any]]:
         options = self.recipe.completions
         assert options is not None
         prompts, counts = _read_prompts(self.recipe)
-        step.counts |= counts
-        _say("about to make at most these calls:\n" + estimates_table(self.recipe, estimate(self.recipe, prompts)))
+        step.counts |= {"prompts": len(prompts), **counts}
+        self._say_estimate()
         callers = {name: self.respondents.caller(name) for name in options.students}
         jobs = completion_jobs(prompts, options, callers, seed=self.recipe.seed, unusable=step.unusable)
         found = await self._run_jobs(step, {callers[name]: part for name, part in jobs.items()})
@@ -232,16 +268,32 @@ class _Feedback:
                 file.write(json.dumps(record) + "\n")
 
 
+def _read_seeds(source: str) -> tuple[Sequence[str], Sequence[str]]:
+    """Topics and tasks."""
+    if source == "builtin":
+        return TOPICS, SEED_TASKS
+    topics, tasks = read_seeds([row for _, row in iterate_rows(source) if not isinstance(row, BadRow)])
+    if not topics or not tasks:
+        raise InputError(f"instructions.seeds: {source} has no {'topic' if tasks else 'task'}; wanted rows with both")
+    return topics, tasks
+
+
 def _read_prompts(recipe: FeedbackRecipe) -> tuple[list[Prompt], dict[str, Any]]:
     """The prompts, each once, and their counts."""
-    written = Source(source=str(folder_of(recipe) / FILES["instructions"]))
-    prompts, report = read_prompts(
-        recipe.prompts or (written,), seed=recipe.seed, max_bad_rows=recipe.max_bad_rows, progress=True
-    )
+    if not recipe.prompts:
+        return _written_tasks(folder_of(recipe) / FILES["instructions"]), {}
+    prompts, report = read_prompts(recipe.prompts, seed=recipe.seed, max_bad_rows=recipe.max_bad_rows, progress=True)
     first = {prompt.texts: prompt for prompt in reversed(prompts)}
     kept = [prompt for prompt in prompts if first[prompt.texts] is prompt]
-    counts = {"prompts": len(kept), "repeated_prompts": len(prompts) - len(kept)}
-    return kept, counts | ({"unreadable": len(report.bad_rows)} if report.bad_rows else {})
+    return kept, {"repeated_prompts": len(prompts) - len(kept), "unreadable_prompts": len(report.bad_rows)}
+
+
+def _written_tasks(path: Path) -> list[Prompt]:
+    """The tasks of step (a): the first turns of its dialogues."""
+    return [
+        Prompt(({"role": "user", "content": row["prompt"]},), row["prompt_id"], f"{path}:{number}", row["source"])
+        for number, row in enumerate(_read_lines(path), start=1)
+    ]
 
 
 class _SignalsAsk:
