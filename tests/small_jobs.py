@@ -34,7 +34,7 @@ def in_threads(
 
     def run(index: int) -> None:
         try:
-            end = None if on_end is None else lambda message, status: on_end(index, message, status)
+            end = None if on_end is None else lambda message, status, seconds: on_end(index, message, status)
             job, hub = meet(index=index, count=count, address=address, end=end, seconds=10.0)
             jobs.append((job, hub))
             results[index] = work(job)

@@ -29,8 +29,9 @@ MEET_SECONDS = 300.0  # how long the first of them wait for the last
 WAIT_SECONDS = 1800.0  # at one point of the work for the others, who are alive
 SAY_SECONDS = 30.0  # after so long a wait, and again, one is told who is waited for
 SEE_SECONDS = 60.0  # until a file that another host has written must be seen; network file systems cache what is not
-# When one fails, the others may be about to fail of the same cause, each with the better message of its own.
-GRACE_SECONDS = 3.0
+# When one fails, the others may be about to end of the same cause, each in its own good order.
+GRACE_SECONDS = 10.0
+FIRST_LINGERS_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,10 +144,10 @@ class Job(Peers):
       link: the connection.
       index: this process's number.
       members: all of them.
-      end: (message, exit status) -> ends this process, when another one has ended or failed.
+      end: (message, exit status, seconds to wait) -> ends this process, when another one has ended or failed.
     """
 
-    def __init__(self, link: Link, index: int, members: Sequence[Member], *, end: Callable[[str, int], None]):
+    def __init__(self, link: Link, index: int, members: Sequence[Member], *, end: Callable[[str, int, float], None]):
         self.index, self.members = index, tuple(members)
         self._link, self._end = link, end
         self._changed = threading.Condition()
@@ -178,6 +179,7 @@ class Job(Peers):
             return self._missing.pop(number, [])
 
     def _listen(self) -> None:
+        """In a thread of its own, all the time."""
         for message in self._link.messages():
             with self._changed:
                 if "gathered" in message:
@@ -192,17 +194,24 @@ class Job(Peers):
     def _on_trouble(self, message: dict[str, Any]) -> None:
         """Another process is no more, or will not be: this one ends, unless it is ending of its own."""
         with self._changed:
-            if self._is_leaving and message["kind"] == "ended":
+            if self._is_leaving and message["kind"] == "ended" or message["trouble"] in self._troubles:
                 return
             self._troubles[message["trouble"]] = message
             self._changed.notify_all()
-        threading.Thread(target=self._end_after_grace, args=(message,), daemon=True).start()
-
-    def _end_after_grace(self, message: dict[str, Any]) -> None:
         if message["kind"] == "failed":
-            time.sleep(GRACE_SECONDS)
+            timer = threading.Timer(GRACE_SECONDS, self._end_unless_leaving, args=(message,))
+            timer.daemon = True
+            timer.start()
+        else:
+            self._end_unless_leaving(message)  # at once: JAX is about to abort this process, in its own words
+
+    def _end_unless_leaving(self, message: dict[str, Any]) -> None:
         if not self._is_leaving:
-            self._end(*self._words(message))
+            self._end_with(message)
+
+    def _end_with(self, message: dict[str, Any]) -> None:
+        # The others have been told, but JAX aborts them when it misses its service, which is in process 0.
+        self._end(*self._words(message), FIRST_LINGERS_SECONDS if self.is_first else 0.0)
 
     def _words(self, message: dict[str, Any]) -> tuple[str, int]:
         name = self.name(message["trouble"])
@@ -231,7 +240,7 @@ class Job(Peers):
             with self._changed:
                 self._changed.wait_for(explanations, 2.0)
             for trouble in explanations():
-                self._end(*self._words(trouble))
+                self._end_with(trouble)
         with contextlib.suppress(OSError):
             self._link.send({"failed": text, "status": status})
         self._is_leaving = True
@@ -239,7 +248,7 @@ class Job(Peers):
             with self._changed:
                 self._changed.wait_for(lambda: 0 in self._troubles, GRACE_SECONDS)
             if self._troubles.get(0, {}).get("text") == text:
-                self._end("", status)
+                self._end("", status, 0.0)
 
     def close(self) -> None:
         """Leaves the job, all of it done."""
@@ -254,7 +263,7 @@ def meet(
     index: int,
     count: int,
     address: str,
-    end: Callable[[str, int], None] | None = None,
+    end: Callable[[str, int, float], None] | None = None,
     seconds: float = MEET_SECONDS,
 ) -> tuple[Job, Hub | None]:
     """Waits until all processes have come together.
@@ -294,11 +303,11 @@ def meet(
     return Job(link, index, members, end=end or end_process), hub
 
 
-def end_process(message: str, status: int) -> None:
-    """Says why on the process's own stderr, and ends it: at once, since JAX would wait for those that are gone."""
+def end_process(message: str, status: int, seconds: float) -> None:
+    """Says why on the process's own stderr, and ends it without more ado: JAX would wait for those that are gone."""
     if message and sys.__stderr__ is not None:
-        print(f"error: {message}", file=sys.__stderr__, flush=True)
-    time.sleep(0.3)  # what process 0 has just sent to the others must leave before its connections break
+        print(f"\nerror: {message}", file=sys.__stderr__, flush=True)  # from where a progress bar may stand
+    time.sleep(seconds)
     os._exit(status)
 
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 import jax
 
 from zephyr_jax import __version__
-from zephyr_jax.hub import LOOPBACK
+from zephyr_jax.hub import LOOPBACK, Hub
 from zephyr_jax.launchers import Place, find_place, tasks_without_srun
-from zephyr_jax.peers import ALONE, Job, Peers, meet, quiet_unless_first
+from zephyr_jax.peers import ALONE, GRACE_SECONDS, Job, Peers, meet, quiet_unless_first
 from zephyr_jax.records import InputError
 
 # A process that JAX has not heard of for so long is dead to it. One that was killed is known before, by its connection;
@@ -50,7 +50,8 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Peers]:
         return
     print(f"process {place.index} of {place.count} ({place.launcher}): meeting the others at {place.address}",
           file=sys.stderr, flush=True)  # fmt: skip
-    job, hub = meet(index=place.index, count=place.count, address=place.address)
+    global _hub
+    job, _hub = meet(index=place.index, count=place.count, address=place.address)
     try:
         _start_jax(job, place)
         with quiet_unless_first(job):
@@ -61,18 +62,24 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Peers]:
     except BaseException as error:
         job.fail(*_in_words(error), is_plain=isinstance(error, InputError | KeyboardInterrupt))
         raise
-    if hub is not None:
-        hub.close()
+    if _hub is not None:
+        _hub.close()
+
+
+_hub: Hub | None = None  # of process 0
 
 
 def leave(status: int) -> int:
-    """The exit status, for the interpreter to end with; in one of several processes that failed, ends at once instead.
+    """The exit status, for the interpreter to end with; in one of several processes that failed, ends here instead.
 
-    JAX would wait at the interpreter's end for processes that are gone, and then abort.
+    JAX would wait at the interpreter's end for processes that are gone, and then abort. Process 0 lets the others go
+    first, which may be ending of the same cause.
     """
     if status and jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
+        if _hub is not None:
+            _hub.close(seconds=GRACE_SECONDS + 2)
         os._exit(status)
     return status
 

@@ -93,7 +93,7 @@ def _run_stages(recipe: Recipe, peers: Peers, *, dry_run: bool) -> None:
     from zephyr_jax.stages.pipeline import run_stages
     from zephyr_jax.stages.start import check_start_model, open_run
 
-    peers.check_same("the recipe", recipe_to_yaml(recipe))
+    _check_same_recipe(recipe, peers)
     run = open_run(recipe, peers=peers)
     check_start_model(run)
     with jax.set_mesh(run.mesh):
@@ -108,6 +108,17 @@ def _run_stages(recipe: Recipe, peers: Peers, *, dry_run: bool) -> None:
         table = run_stages(run)
     if table:
         print(table)
+
+
+def _check_same_recipe(recipe: Recipe, peers: Peers) -> None:
+    first, *others = peers.gather("the recipe", recipe.model_dump(mode="json"))
+    for index, other in enumerate(others, start=1):
+        differences = recipe_differences(first, other)
+        if differences:
+            raise InputError(
+                f"the processes of this job were given different recipes; {peers.name(index)} differs from process 0 "
+                "in:\n  " + "\n  ".join(differences)
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.small_jobs import free_address
@@ -26,24 +28,28 @@ def batch(self, step, *args, **kwargs):
     return make_batch(self, step, *args, **kwargs)
 
 StepBatches.batch = batch
-status = main(sys.argv[4:])
-print("ended at", time.time(), file=sys.stderr)
-sys.exit(status)
+sys.exit(main(sys.argv[4:]))
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How one process ended."""
+    """How one process ended: its exit status, what it said, and when (seconds since the epoch)."""
 
     status: int
     out: str
     err: str
-    seconds: float
+    at: float
 
 
 def run_job(
-    *arguments: str, count: int, num_devices: int, signal_number: int = 0, victim: int = 0, at_step: int = 0
+    *arguments: str,
+    count: int,
+    num_devices: int,
+    signal_number: int = 0,
+    victim: int = 0,
+    at_step: int = 0,
+    only: Mapping[int, Sequence[str]] | None = None,
 ) -> list[Ended]:
     """Runs `train` with these arguments in several processes, and waits for all of them.
 
@@ -54,6 +60,7 @@ def run_job(
       signal_number: sent to one of the processes; 0: none is.
       victim: which one.
       at_step: when it makes the batch of this step, which is one to three steps before it takes it.
+      only: further arguments of single processes.
 
     Returns:
       How each of them ended, by their numbers.
@@ -61,10 +68,9 @@ def run_job(
     flags = os.environ["XLA_FLAGS"].replace("device_count=16", f"device_count={num_devices}")
     settings = {"JAX_COORDINATOR_ADDRESS": free_address(), "JAX_NUM_PROCESSES": str(count), "XLA_FLAGS": flags}
     command = [sys.executable, "-c", COMMAND, str(int(signal_number)), str(victim), str(at_step), *arguments]
-    began = time.monotonic()
     processes = [
         subprocess.Popen(
-            command,
+            [*command, *(only or {}).get(index, ())],
             env=os.environ | settings | {"JAX_PROCESS_ID": str(index)},
             cwd=Path(__file__).resolve().parents[2],
             stdout=subprocess.PIPE,
@@ -73,12 +79,14 @@ def run_job(
         )
         for index in range(count)
     ]
+
+    def wait_for(process: subprocess.Popen[str]) -> Ended:
+        out, err = process.communicate(timeout=300)
+        return Ended(process.returncode, out, err, time.time())
+
     try:
-        ended = []
-        for process in processes:
-            out, err = process.communicate(timeout=300)
-            ended.append(Ended(process.returncode, out, err, time.monotonic() - began))
-        return ended
+        with ThreadPoolExecutor(count) as threads:
+            return list(threads.map(wait_for, processes))
     finally:
         for process in processes:
             process.kill()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,76 @@ def test_two_processes_train_as_one_and_write_once(tmp_path, in_one_process):
     assert "mesh: data 2 (within a host) x fsdp 2 (within a host) x tensor 1" in said
     assert said.count("ddpo: 2 steps, ") == 1
     # XLA's own warnings come from C++ and from every process.
-    quiet = [line for line in second.err.splitlines() if not re.match(r"ended at|[IWE]\d{4} ", line)]
+    quiet = [line for line in second.err.splitlines() if not re.match(r"[IWE]\d{4} ", line)]
     assert len(quiet) == 1 and "process 1 of 2 (JAX_* variables): meeting the others at 127.0.0.1:" in quiet[0]
     summary = json.loads((tmp_path / "runs" / "whole" / "ddpo" / "summary.json").read_text())
     assert summary["processes"] == 2 and len(summary["devices"]) == 4
     left_over = [path for path in (tmp_path / "runs").rglob("*") if "partial" in path.name or "unfinished" in path.name]
     assert left_over == []
+
+
+def _seconds_after_signal(ended: list[Ended], victim: int) -> list[float]:
+    """How long after the victim's signal each of the others was gone."""
+    signalled = re.search(r"signalled at ([\d.]+)", ended[victim].err)
+    assert signalled is not None, ended[victim].err
+    return [process.at - float(signalled.group(1)) for index, process in enumerate(ended) if index != victim]
+
+
+@pytest.mark.slow
+def test_stopped_then_killed_then_ended_by_other_numbers_of_processes_is_the_same_as_one_undisturbed(tmp_path):
+    """4 x 2 devices, one of them asked to stop; 2 x 2, one of them killed; 1 x 4 to the end; against 1 x 1.
+
+    With evaluations and sample answers on the way, which all processes compute together.
+    """
+    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "disturbed"
+    undisturbed.mkdir()
+    folder.mkdir()
+    _assert_done(run_job("--config", write_config(undisturbed), *LONGER, count=1, num_devices=1))
+    command = ["--config", write_config(folder), *LONGER]
+
+    stopped = run_job(*command, count=4, num_devices=2, signal_number=signal.SIGTERM, victim=2, at_step=6)
+    for process in stopped:
+        assert process.status == 130, process.err
+        assert "Traceback" not in process.err
+    assert re.search(r"dsft: stopped and saved after step \d+, as process 2 of 4 .* was asked to; the", stopped[0].err)
+    step = _lines(folder, "dsft")[-1]["step"]
+    assert 1 <= step < 14 and (folder / "runs" / "whole" / "dsft" / "checkpoints" / str(step)).is_dir()
+
+    killed = run_job(*command, count=2, num_devices=2, signal_number=signal.SIGKILL, victim=1, at_step=12)
+    assert [process.status for process in killed] == [1, -signal.SIGKILL], killed[0].err
+    assert f"going on after step {step} of 14" in killed[0].err
+    assert re.search(r"\nerror: process 1 of 2 \(on \S+, pid \d+\) has ended without a word: killed", killed[0].err)
+    assert max(_seconds_after_signal(killed, 1)) < 20
+
+    ended = run_job(*command, count=1, num_devices=4)
+    _assert_done(ended)
+    assert "going on after step" in ended[0].err
+    _assert_same_run(folder, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 2])
+def test_when_one_of_four_is_killed_the_others_end_soon_and_name_it(victim, tmp_path):
+    """Process 0 too, which the others' JAX needs."""
+    short = [*_short(write_config(tmp_path)), "dsft.max_steps=14"]
+    ended = run_job(*short, count=4, num_devices=1, signal_number=signal.SIGKILL, victim=victim, at_step=8)
+    assert ended[victim].status == -signal.SIGKILL
+    for index, process in enumerate(ended):
+        if index != victim:
+            assert process.status == 1, process.err
+            wanted = (
+                rf"\nerror: process {victim} of 4 \(on \S+, pid \d+\) has ended without a word: .*; process {index} of"
+            )
+            assert re.search(wanted, process.err), process.err
+            assert "Traceback" not in process.err
+    assert max(_seconds_after_signal(ended, victim)) < 20
+
+
+@pytest.mark.slow
+def test_processes_that_are_not_given_the_same_end_with_one_message(tmp_path):
+    """The second is started with another seed: an error that all have, which process 0 alone prints."""
+    job = run_job("--config", write_config(tmp_path), count=2, num_devices=1, only={1: ["seed=7"]})
+    for process in job:
+        assert process.status == 2 and "Traceback" not in process.err
+    assert "the processes of this job were given different recipes; process 1 of 2 (on " in job[0].err
+    assert "seed: 42 -> 7" in job[0].err and "error" not in job[1].err and not (tmp_path / "runs").exists()
