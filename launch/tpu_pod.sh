@@ -7,7 +7,7 @@
 # Sends one command to every host of the slice by ssh: each runs one process that drives all chips of its host, and JAX
 # finds the others by the slice's own metadata (docs.jax.dev, multi_process). REPOSITORY is where this repository lies
 # on the hosts, with its environment made by: pip install -e '.[tpu]'.
-# Recipes are for GPUs so far: no TPU has run one. Attention there is XLA's or blockwise.
+# Recipes are for GPUs so far: no TPU has run one. Attention there is splash, for packed pairs blockwise.
 
 set -euo pipefail
 

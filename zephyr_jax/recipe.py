@@ -124,7 +124,7 @@ class Model(Options):
     weights: Text | None
     shape: ModelShape | None = None
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    attention: Literal["auto", "xla", "blockwise", "pallas", "cudnn"] = "auto"
+    attention: Literal["auto", "xla", "blockwise", "pallas", "cudnn", "splash"] = "auto"
     remat: Literal["none", "full", "attention", "mlp", "dots"] = "full"
 
     @model_validator(mode="after")

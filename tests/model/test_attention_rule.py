@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import jax
 import pytest
 
-from zephyr_jax.model.attention_rule import AUTO, IMPLEMENTATIONS, MEASURED, choose_attention
+from zephyr_jax.model.attention_rule import (
+    AUTO,
+    IMPLEMENTATIONS,
+    MEASURED,
+    OLD_GPU,
+    choose_attention,
+    platform_here,
+)
 from zephyr_jax.model.blockwise_attention import MAX_BLOCK_TOKENS
 from zephyr_jax.records import InputError
 
@@ -21,13 +31,15 @@ def test_auto_takes_blocks_for_rows_longer_than_one_block():
     "place, chosen",
     [
         ({"rows": "plain"}, "cudnn"),
-        ({"rows": "plain", "platform": "cuda"}, "cudnn"),
+        ({"rows": "plain", "platform": OLD_GPU}, "blockwise"),
         ({"rows": "plain", "dtype": "float32"}, "pallas"),
         ({"rows": "plain", "head_dim": 60}, "blockwise"),
         ({"rows": "dialogues"}, "pallas"),
         ({"rows": "pairs"}, "pallas"),
         ({"rows": "pairs", "head_dim": 96}, "blockwise"),
-        ({"rows": "plain", "platform": "tpu"}, "blockwise"),
+        ({"rows": "plain", "platform": "tpu"}, "splash"),
+        ({"rows": "dialogues", "platform": "tpu", "head_dim": 96}, "splash"),
+        ({"rows": "pairs", "platform": "tpu"}, "blockwise"),
         ({"rows": "plain", "platform": "METAL"}, "blockwise"),
     ],
 )
@@ -45,18 +57,36 @@ def test_the_table_names_what_there_is_and_ends_with_what_runs_everywhere():
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_a_named_implementation_is_taken_never_replaced(name):
-    platform = {"cudnn": "gpu", "pallas": "gpu"}.get(name, "cpu")
+    platform = {"cudnn": "gpu", "pallas": "gpu", "splash": "tpu"}.get(name, "cpu")
     for num_tokens in (8, 4096):
-        assert choose_attention(name, num_tokens, **PLACE | {"platform": platform}) == name
+        assert choose_attention(name, num_tokens, **PLACE | {"platform": platform, "rows": "dialogues"}) == name
 
 
 @pytest.mark.parametrize(
     "name, num_tokens, place, message",
     [
-        ("cudnn", 64, {"platform": "cpu"}, "cudnn needs an NVIDIA GPU, this is cpu; use auto, xla or blockwise"),
+        (
+            "cudnn",
+            64,
+            {"platform": "cpu"},
+            "cudnn needs an NVIDIA GPU of compute capability 8.0 or more, this is cpu; use auto, xla or blockwise",
+        ),
+        (
+            "pallas",
+            64,
+            {"platform": OLD_GPU},
+            "pallas needs an NVIDIA GPU of compute capability 8.0 or more, this is gpu<8",
+        ),
         ("cudnn", 64, {"dtype": "float32"}, "cudnn computes in bfloat16, got compute_dtype float32; use auto, xla"),
         ("cudnn", 64, {"head_dim": 256}, "cudnn takes head sizes of 8, 16, ... 128, got 256; use auto, xla or block"),
-        ("pallas", 64, {"platform": "tpu"}, "pallas needs an NVIDIA GPU, this is tpu; use auto, xla or blockwise"),
+        ("splash", 64, {}, "splash needs a TPU, this is gpu; use auto, xla, blockwise, pallas or cudnn"),
+        ("splash", 64, {"platform": "tpu"}, "splash takes plain rows and packed dialogues, not pairs that share their"),
+        (
+            "pallas",
+            64,
+            {"platform": "tpu"},
+            "pallas needs an NVIDIA GPU of compute capability 8.0 or more, this is tpu; use auto, xla or blockwise",
+        ),
         ("pallas", 64, {"head_dim": 96}, "pallas takes head sizes of 64 and 128, got 96; use auto, xla, blockwise or"),
         ("cudnn", 65, {}, "cudnn takes rows of an even number of tokens where they are packed, got 65; use auto"),
     ],
@@ -65,3 +95,20 @@ def test_a_named_implementation_that_cannot_run_is_refused_with_the_way_out(name
     with pytest.raises(InputError) as refusal:
         choose_attention(name, num_tokens, **PLACE | place)
     assert str(refusal.value).startswith(f"model.attention: {message}")
+
+
+@pytest.mark.parametrize(
+    "backend, capability, platform",
+    [
+        ("gpu", "9.0", "gpu"),
+        ("gpu", "12.0", "gpu"),
+        ("gpu", "7.5", OLD_GPU),
+        ("gpu", "gfx942", "rocm"),
+        ("tpu", None, "tpu"),
+        ("cpu", None, "cpu"),
+    ],
+)
+def test_a_gpu_is_known_by_its_compute_capability(backend, capability, platform, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
+    assert platform_here() == platform

@@ -1,7 +1,7 @@
 """Grouped-query attention: the one function that the model calls, and its implementations.
 
 Not here: who sees whom (visibility.py), which implementation is taken (attention_rule.py), the kernels that skip blocks
-(blockwise_attention.py, pallas_attention.py), projections and RoPE (mistral.py).
+(blockwise_attention.py, pallas_attention.py, splash_attention.py), projections and RoPE (mistral.py).
 
 Dimensions: B batch, T query, S key, N heads, K key/value heads, G heads per key/value head, H head size, R = G T.
 """
@@ -81,7 +81,7 @@ def attention(
       key: coordinates of the keys, [B, S] each.
       window: sliding window in tokens, the current one included; None for no window.
       implementation: xla, or for queries and keys that are the same tokens of rows whose order in memory is causal:
-        blockwise, pallas, cudnn.
+        blockwise, pallas, cudnn, splash (no branches).
       rows: how the rows are laid out; plain spares cudnn its mask.
       blocks: `visited_blocks` of these coordinates where they are at hand already.
 
@@ -98,6 +98,11 @@ def attention(
     if isinstance(blocks, Visits):
         tiles = tiles_for(q_BTNH.shape[-1], q_BTNH.dtype)
         return pallas_attention(q_BTNH, k_BSKH, v_BSKH, visits=blocks, window=window, tiles=tiles)
+    if implementation == "splash":
+        # Imported here: it takes a tenth of a second, and has to do with TPUs alone.
+        from zephyr_jax.model.splash_attention import splash_attention
+
+        return splash_attention(q_BTNH, k_BSKH, v_BSKH, segments_BT=query.segments, window=window)
     assert implementation == "cudnn", implementation
     mask_BTS = None if rows == "plain" else visible(query, key, window=window)
     return _cudnn(q_BTNH, k_BSKH, v_BSKH, window=window, mask_BTS=mask_BTS)

@@ -1,14 +1,18 @@
 """Which implementation of attention rows get: what each one can do, and the table that `auto` reads.
 
-Plain arithmetic on names and sizes, so that a wrong wish is refused before anything is loaded. Not here: the
-implementations (attention.py), saying what was chosen (stages/start.py).
+Names and sizes alone decide, so that a wrong wish is refused before anything is loaded. Not here: the implementations
+(attention.py), saying what was chosen (stages/start.py).
 """
 
 from __future__ import annotations
 
+import jax
+
 from zephyr_jax.model.blockwise_attention import MAX_BLOCK_TOKENS
 from zephyr_jax.recipe import RowLayout
 from zephyr_jax.records import InputError
+
+OLD_GPU = "gpu<8.0"  # compute capability before Ampere's
 
 # What `auto` takes, by platform and layout of the rows: the first that can run. Only the CPU's line was measured
 # (benchmarks/LOG.md); the others are provisional, and this is the place to change once a device has been measured.
@@ -19,11 +23,22 @@ AUTO: dict[str, dict[RowLayout, tuple[str, ...]]] = {
         "dialogues": ("pallas", "blockwise"),
         "pairs": ("pallas", "blockwise"),
     },
-    "tpu": {"plain": ("blockwise",), "dialogues": ("blockwise",), "pairs": ("blockwise",)},
+    OLD_GPU: {"plain": ("blockwise",), "dialogues": ("blockwise",), "pairs": ("blockwise",)},
+    "tpu": {"plain": ("splash", "blockwise"), "dialogues": ("splash", "blockwise"), "pairs": ("blockwise",)},
 }
 MEASURED = ("cpu",)
 
-IMPLEMENTATIONS = ("xla", "blockwise", "pallas", "cudnn")
+IMPLEMENTATIONS = ("xla", "blockwise", "pallas", "cudnn", "splash")
+
+
+def platform_here() -> str:
+    """What JAX runs on here, as the table has it: cpu, gpu, OLD_GPU or tpu; another backend by JAX's name for it."""
+    backend = jax.default_backend()
+    if backend != "gpu":
+        return backend
+    capability = str(jax.devices()[0].compute_capability)  # "8.0"; "gfx942" on AMD's
+    major = capability.split(".")[0]
+    return "rocm" if not major.isdecimal() else "gpu" if int(major) >= 8 else OLD_GPU
 
 
 def choose_attention(asked: str, num_tokens: int, *, platform: str, dtype: str, head_dim: int, rows: RowLayout) -> str:
@@ -34,7 +49,7 @@ def choose_attention(asked: str, num_tokens: int, *, platform: str, dtype: str, 
     Args:
       asked: auto, or one of IMPLEMENTATIONS by name.
       num_tokens: row length T.
-      platform: jax.default_backend(), or what the program is for.
+      platform: platform_here(), or what the program is for.
       dtype: compute dtype.
       head_dim: H.
       rows: how rows are laid out.
@@ -45,7 +60,6 @@ def choose_attention(asked: str, num_tokens: int, *, platform: str, dtype: str, 
     Raises:
       InputError: a named implementation cannot run there, or not for such rows.
     """
-    platform = "gpu" if platform == "cuda" else platform
 
     def refusal(name: str) -> str | None:
         return _refusal(name, num_tokens, platform=platform, dtype=dtype, head_dim=head_dim, rows=rows)
@@ -63,14 +77,17 @@ def choose_attention(asked: str, num_tokens: int, *, platform: str, dtype: str, 
 
 def _refusal(name: str, num_tokens: int, *, platform: str, dtype: str, head_dim: int, rows: RowLayout) -> str | None:
     """Why an implementation cannot do it, as the end of a sentence; None where it can."""
+    if name in ("pallas", "cudnn") and platform != "gpu":
+        return f"needs an NVIDIA GPU of compute capability 8.0 or more, this is {platform}"
     if name == "pallas":
-        if platform != "gpu":
-            return f"needs an NVIDIA GPU, this is {platform}"
         if head_dim not in (64, 128):
             return f"takes head sizes of 64 and 128, got {head_dim}"
+    if name == "splash":
+        if platform != "tpu":
+            return f"needs a TPU, this is {platform}"
+        if rows == "pairs":
+            return "takes plain rows and packed dialogues, not pairs that share their prompt (ddpo.layout: packed)"
     if name == "cudnn":
-        if platform != "gpu":
-            return f"needs an NVIDIA GPU, this is {platform}"
         if dtype != "bfloat16":
             return f"computes in bfloat16, got compute_dtype {dtype}"
         if head_dim > 128 or head_dim % 8:

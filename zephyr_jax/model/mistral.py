@@ -19,7 +19,7 @@ from einops import rearrange
 from jax.sharding import PartitionSpec
 
 from zephyr_jax.model.attention import attention, is_fused_result, visited_blocks
-from zephyr_jax.model.attention_rule import choose_attention
+from zephyr_jax.model.attention_rule import choose_attention, platform_here
 from zephyr_jax.model.blockwise_attention import SAVED_NAMES, Blocks
 from zephyr_jax.model.linear import SAVED_PRODUCTS, linear, rms_norm
 from zephyr_jax.model.pallas_attention import Visits
@@ -308,7 +308,7 @@ def hidden_states_and_head(
     """
     branches_BT = jnp.zeros_like(segments_BT) if branches_BT is None else branches_BT
     where = Coordinates(positions_BT, segments_BT, branches_BT)
-    platform = settings.platform or jax.default_backend()
+    platform = settings.platform or platform_here()
     chosen = choose_attention(
         settings.attention,
         tokens_BT.shape[1],

@@ -19,7 +19,7 @@ import jax
 from zephyr_jax.compilation import keep_compiled_programs
 from zephyr_jax.data.chat import ChatTokenizer, load_chat_tokenizer
 from zephyr_jax.host_memory import keep_freed_memory
-from zephyr_jax.model.attention_rule import MEASURED, choose_attention
+from zephyr_jax.model.attention_rule import MEASURED, choose_attention, platform_here
 from zephyr_jax.model.mistral import PARTITION_RULES, ModelSettings, Params, abstract_params, init_params
 from zephyr_jax.model.sources import open_weights
 from zephyr_jax.model.weight_source import WeightSource, check_shape
@@ -195,7 +195,7 @@ def chosen_attention(settings: ModelSettings, shape: ModelShape, num_tokens: int
     return choose_attention(
         settings.attention,
         num_tokens,
-        platform=settings.platform or jax.default_backend(),
+        platform=settings.platform or platform_here(),
         dtype=settings.compute_dtype,
         head_dim=shape.head_dim,
         rows=settings.rows,
@@ -208,7 +208,7 @@ def say_attention(settings: ModelSettings, shape: ModelShape, row_lengths: Itera
     Raises:
       InputError: as of `chosen_attention`.
     """
-    platform = settings.platform or jax.default_backend()
+    platform = settings.platform or platform_here()
     chosen: dict[str, list[str]] = {}
     for length in sorted(set(row_lengths)):
         chosen.setdefault(chosen_attention(settings, shape, length), []).append(str(length))
