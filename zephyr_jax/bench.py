@@ -12,9 +12,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from zephyr_jax.cli import add_recipe_arguments, run_command
-from zephyr_jax.recipe import Recipe, load_recipe
+from zephyr_jax.peers import Peers
+from zephyr_jax.recipe import Recipe, load_recipe, recipe_to_yaml
 from zephyr_jax.records import InputError
 
 
@@ -45,25 +47,42 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.steps < 1:
         raise InputError(f"--steps: got {arguments.steps}, wanted 1 or more")
     recipe = load_recipe(arguments.config, arguments.overrides)
-    import jax  # after the recipe, whose mistakes show at once
+    from zephyr_jax.processes import joined  # imports JAX: after the recipe, whose mistakes show at once
+
+    with joined() as peers:
+        peers.check_same("the recipe", recipe_to_yaml(recipe))
+        report = _measure(recipe, peers, arguments)
+        if not peers.is_first:
+            return
+        from zephyr_jax.stages.timing_report import report_json, report_table
+
+        if arguments.json:
+            print(report_json(report))
+        print(report_table(report), file=sys.stderr if arguments.json else sys.stdout)
+
+
+def _measure(recipe: Recipe, peers: Peers, arguments: argparse.Namespace) -> dict[str, Any]:
+    import jax
 
     from zephyr_jax.stages.start import check_start_model, open_run
     from zephyr_jax.stages.timing import time_stages
-    from zephyr_jax.stages.timing_report import report_json, report_table, timing_report
+    from zephyr_jax.stages.timing_report import timing_report
 
-    run = open_run(without_evaluation(recipe))
+    run = open_run(without_evaluation(recipe), peers=peers)
     check_start_model(run)
     with jax.set_mesh(run.mesh):
         timings = list(time_stages(run, num_steps=arguments.steps, profile=arguments.profile))
-        report = timing_report(run, timings, config=arguments.config)
-    if arguments.json:
-        print(report_json(report))
-    print(report_table(report), file=sys.stderr if arguments.json else sys.stdout)
+        return timing_report(run, timings, config=arguments.config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return run_command(build_parser(), _run, argv)
+    status = run_command(build_parser(), _run, argv)
+    if "jax" in sys.modules:
+        from zephyr_jax.processes import leave
+
+        return leave(status)
+    return status
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from tests.pipeline.small_recipes import write_config
+from zephyr_jax.launchers import find_place
 from zephyr_jax.recipe import Ddpo
 
 LAUNCH = Path(__file__).resolve().parent.parent.parent / "launch"
@@ -73,6 +75,35 @@ def test_slurm_starts_train_once_a_gpu_with_its_arguments_whole(tmp_path):
     assert "--xla_gpu_all_gather_combine_threshold_bytes=" in seen["XLA_FLAGS"]
 
 
+# Starts its command once for every task, each with what srun tells it, on this machine; ends as the worst of them.
+LOCAL_SRUN = """#!{python}
+import os, subprocess, sys
+command = sys.argv[[*sys.argv].index(os.environ["ZEPHYR_PYTHON"]):]
+count = int(os.environ["SLURM_NTASKS"])
+shared = {"SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_TASKS": str(count), "SLURM_STEP_ID": "0"}
+shared |= {"SLURM_STEP_TASKS_PER_NODE": str(count), "SLURM_NODEID": "0"}
+tasks = []
+for number in range(count):
+    task = {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)}
+    tasks.append(subprocess.Popen(command, env=os.environ | shared | task))
+sys.exit(max(task.wait() for task in tasks))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_under_slurm_train_as_one(tmp_path):
+    """For real: the script, a scheduler that starts two tasks here, each with two pretended devices."""
+    _stub(tmp_path, "srun", LOCAL_SRUN)
+    config = write_config(tmp_path, stages=["dsft"])
+    job = {"SLURM_JOB_ID": str(os.getpid() % 4000), "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+    here = {"SLURM_SUBMIT_DIR": str(ROOT), "ZEPHYR_PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
+    environment = job | here | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    result = _run("slurm.sbatch", "--config", config, stubs=tmp_path, environment=environment)
+    assert result.returncode == 0, result.stderr[-3000:]
+    summary = json.loads((tmp_path / "runs" / "whole" / "dsft" / "summary.json").read_text())
+    assert summary["processes"] == 2 and len(summary["devices"]) == 4 and summary["steps"] == 3
+
+
 def test_slurm_asks_for_two_nodes_of_eight_gpus_and_binds_none():
     lines = (LAUNCH / "slurm.sbatch").read_text().splitlines()
     asked = dict(
@@ -82,18 +113,14 @@ def test_slurm_asks_for_two_nodes_of_eight_gpus_and_binds_none():
     assert not {"gpus-per-task", "gpu-bind"} & set(asked) and asked["signal"] == "TERM@180"
 
 
-def test_jax_reads_the_rendezvous_from_what_slurm_sets(monkeypatch):
-    """The host of process 0, the process's number and its one GPU: what `jax.distributed` makes of the 11th process."""
-    from jax._src.clusters import ClusterEnv
-
-    step = {"SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_PROCID": "10", "SLURM_LOCALID": "2"}
-    for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_"))]:
-        monkeypatch.delenv(name)
-    for name, value in (SLURM | step).items():
-        monkeypatch.setenv(name, value)
-    address, count, number, devices = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 60)
-    assert address is not None and address.startswith("gpu07:")
-    assert (count, number, devices) == (16, 10, [2])
+def test_train_reads_the_rendezvous_from_what_slurm_sets():
+    """The 11th of 16 processes: met at the first node, on the second, with the third GPU there."""
+    step = {"SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_PROCID": "10", "SLURM_LOCALID": "2", "SLURM_NODEID": "1"}
+    step |= {"SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}
+    place = find_place(SLURM | step | {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"})
+    assert place is not None and place.launcher == "SLURM"
+    assert (place.index, place.count, place.device_ids) == (10, 16, (2,))
+    assert place.address.startswith("gpu07:")
 
 
 def test_a_dry_run_shows_the_command_and_starts_nothing(tmp_path):
@@ -152,12 +179,12 @@ def _flags(environment: dict[str, str] | None = None, stubs: Path | None = None)
 
 def test_the_installed_jax_takes_every_flag():
     """XLA ends a process that is given a flag it does not know, and knows those of GPUs on CPUs too."""
-    program = "import jax; jax.devices(); print(jax.config.jax_optimization_level)"
+    program = "import jax; print(jax.devices()[0].platform)"
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     flags = {name: value for name, value in _flags().items() if name.startswith(("XLA_", "JAX_"))}
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, capture_output=True, text=True, env=environment | flags, check=False)
-    assert result.returncode == 0 and result.stdout.strip() == "O1", result.stderr
+    assert result.returncode == 0 and result.stdout.strip() == "cpu", result.stderr
     unknown = environment | {"XLA_FLAGS": "--xla_gpu_no_such_flag=true"}
     assert subprocess.run(command, capture_output=True, env=unknown, check=False).returncode != 0
 
@@ -165,10 +192,9 @@ def test_the_installed_jax_takes_every_flag():
 def test_what_the_user_has_set_stays():
     given = {"XLA_FLAGS": "--xla_gpu_all_gather_combine_threshold_bytes=7", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}
     flags = _flags(given)
-    assert flags["XLA_FLAGS"].split() == [
-        "--xla_gpu_all_gather_combine_threshold_bytes=7",
-        "--xla_gpu_reduce_scatter_combine_threshold_bytes=536870912",
-    ]
+    assert flags["XLA_FLAGS"].split()[0] == "--xla_gpu_all_gather_combine_threshold_bytes=7"
+    names = [flag.split("=")[0] for flag in flags["XLA_FLAGS"].split()]
+    assert len(names) == len(set(names)) == 5
     assert flags["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.5"
 
 
@@ -187,7 +213,7 @@ def test_the_scripts_are_clean_to_shellcheck():
     assert result.returncode == 0, result.stdout
 
 
-# Writes its place in the job and its arguments; the one that FAILS names ends at once, the others when they are told.
+# Writes its place in the job and its arguments; the one that FAILS names ends when all have, the others when told.
 PROCESS = """#!{python}
 import json, os, pathlib, signal, sys, time
 number = os.environ["JAX_PROCESS_ID"]
@@ -197,6 +223,8 @@ def write(**more):
     record.write_text(json.dumps({"arguments": sys.argv[1:], "place": place, **more}))
 write()
 if os.environ.get("FAILS") == number:
+    while len(list(record.parent.glob("process-*.json"))) < int(os.environ["JAX_NUM_PROCESSES"]):
+        time.sleep(0.05)
     sys.exit(3)
 if "FAILS" in os.environ:
     def end(*_):
@@ -299,9 +327,9 @@ def test_the_pods_of_the_job_set_are_one_job_of_sixteen_processes():
             places.append(dict(word.split("=", 1) for word in words[1:] if word.startswith("JAX_")))
     assert [place["JAX_PROCESS_ID"] for place in places] == [str(number) for number in range(16)]
     assert [place["JAX_LOCAL_DEVICE_IDS"] for place in places] == 2 * [str(number) for number in range(8)]
-    assert {(place["JAX_NUM_PROCESSES"], place["JAX_COORDINATOR_ADDRESS"]) for place in places} == {
-        ("16", "zephyr-workers-0-0.zephyr:61440")
-    }
+    found = [find_place(place) for place in places]  # as `train` reads them
+    assert [(place.index, place.device_ids) for place in found if place] == [(i, (i % 8,)) for i in range(16)]
+    assert {(place.count, place.address) for place in found if place} == {(16, "zephyr-workers-0-0.zephyr:61440")}
 
 
 def test_the_pods_have_memory_to_share_a_volume_and_time_to_save():

@@ -7,6 +7,7 @@ Not here: the table and what the figures are compared with (bench.py), how FLOPs
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -295,10 +296,10 @@ class _Bench:
         return placed
 
     def _trace(self, name, steps, batches, complete, programs, kept, advance) -> None:
-        """Two steps under the profiler; apart from the others, since it slows them."""
+        """Two steps under the profiler, process 0's; apart from the others, since it slows them."""
         assert self.profile is not None
         items = list(self._placed(batches, complete, steps)())
-        with jax.profiler.trace(self.profile / name):
+        with jax.profiler.trace(self.profile / name) if self.run.peers.is_first else contextlib.nullcontext():
             for number, (_, batch) in enumerate(items, start=1):
                 with jax.profiler.StepTraceAnnotation(name, step_num=number):
                     kept, values = advance(programs[batch["tokens"].shape].call, kept, batch)
