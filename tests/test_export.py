@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.generation.tiny_chat_model import write_chat_model
 from tests.model.tiny_folders import one_device
 from zephyr_jax import export
 from zephyr_jax.model import mistral
@@ -136,3 +137,12 @@ def test_a_checkpoint_that_is_not_finished_is_not_offered(stage_folder: Path) ->
     unfinished.mkdir()
     assert export.find_step(stage_folder, None) == 10
     unfinished.rmdir()
+
+
+def test_a_model_is_written_without_a_run(tmp_path: Path) -> None:
+    folder = write_chat_model(tmp_path / "model")
+    assert export.main(["--model", str(folder), "--out", str(tmp_path / "copy"), "--dtype", "float32"]) == 0
+    assert open_weights(str(tmp_path / "copy")).fingerprint() == open_weights(str(folder)).fingerprint()
+    template = "chat_template.jinja"
+    assert (tmp_path / "copy" / template).read_text() == (folder / template).read_text()
+    assert export.main(["--model", str(folder), "--step", "3", "--out", str(tmp_path / "other")]) == 2

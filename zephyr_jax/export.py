@@ -1,9 +1,10 @@
-"""Writes a checkpoint of a run as a Hugging Face folder, the last one or any that is still kept.
+"""Writes a checkpoint of a run as a Hugging Face folder, the last one or any that is still kept; or a built-in model.
 
 The end of a stage is written by training itself, to RUN_DIR/STAGE/model; this is for checkpoints before the end, or for
 another type of weights. How a folder is written is model/hf_folder.py's matter.
 
     python -m zephyr_jax.export --run runs/tiny/ddpo --step 100 --out tiny-step-100
+    python -m zephyr_jax.export --model builtin:smollm2-135m-instruct --out smollm2
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ def build_parser() -> argparse.ArgumentParser:
         description="Writes a checkpoint of a run as a Hugging Face folder that transformers can load.",
         epilog=_EXAMPLE,
     )
-    parser.add_argument("--run", required=True, type=Path, metavar="RUN_DIR/STAGE", help="the run's stage folder")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, metavar="RUN_DIR/STAGE", help="the run's stage folder")
+    source.add_argument(
+        "--model", metavar="MODEL", help="in place of a run: builtin:NAME, for servers that want a folder"
+    )
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint's step (default: the last)")
     parser.add_argument("--out", required=True, type=Path, metavar="HF_DIR", help="folder to write; new or empty")
     parser.add_argument(
@@ -121,7 +126,40 @@ def export(stage_folder: Path, out: Path, *, step: int | None = None, dtype: str
     return step
 
 
+def export_model(spec: str, out: Path, *, dtype: str = "bfloat16") -> None:
+    """Writes a model as a Hugging Face folder, with its own tokenizer and chat template.
+
+    Args:
+      spec: as open_weights takes it, builtin:NAME for one.
+      out: the folder to write, new or empty.
+      dtype: type of the stored weights, bfloat16 or float32.
+
+    Raises:
+      InputError: there is no such model, or the folder cannot be written.
+    """
+    import jax
+
+    from zephyr_jax.data.chat import load_chat_tokenizer
+    from zephyr_jax.model import hf_folder, mistral
+    from zephyr_jax.model.sources import open_weights
+    from zephyr_jax.recipe import Mesh
+    from zephyr_jax.sharding import make_mesh, tree_shardings
+
+    hf_folder.check_target(out)
+    weights = open_weights(spec)
+    mesh = make_mesh(Mesh(), jax.devices()[:1])
+    shardings = tree_shardings(mistral.abstract_params(weights.shape), mistral.PARTITION_RULES, mesh)
+    tokenizer = load_chat_tokenizer(weights.tokenizer, chat_template="tokenizer")
+    hf_folder.save_model(weights.load_params(shardings), out, shape=weights.shape, dtype=dtype, tokenizer=tokenizer)
+
+
 def _run(arguments: argparse.Namespace) -> None:
+    if arguments.model is not None:
+        if arguments.step is not None:
+            raise InputError("--step: a model has no steps; wanted --run RUN_DIR/STAGE beside it")
+        export_model(arguments.model, arguments.out, dtype=arguments.dtype)
+        print(f"wrote {arguments.model} to {arguments.out} ({arguments.dtype})", file=sys.stderr)
+        return
     step = export(arguments.run, arguments.out, step=arguments.step, dtype=arguments.dtype)
     print(f"wrote step {step} of {arguments.run} to {arguments.out} ({arguments.dtype})", file=sys.stderr)
 

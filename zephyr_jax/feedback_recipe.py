@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from zephyr_jax import recipe_file, yaml_nodes
 from zephyr_jax.recipe import (
     Count,
+    CountOrZero,
     Flag,
     FolderName,
     NonNegative,
@@ -116,6 +117,7 @@ class InstructionOptions(Options):
     Attributes:
       num_drafts: tasks written; what the filters leave becomes dialogues.
       seeds: a source of rows with `task`, `topic` or both; builtin: the package's own.
+      num_examples: seed tasks that the teacher is shown for each draft.
       refinements: how often each task is rewritten to ask for more.
       max_turns: user turns of a dialogue at most; each dialogue draws its number from 1 to this.
       max_task_tokens: of a task, or of what the person says next.
@@ -128,7 +130,8 @@ class InstructionOptions(Options):
 
     num_drafts: Count
     seeds: Text = "builtin"
-    refinements: Annotated[int, Field(strict=True, ge=0)] = 1
+    num_examples: CountOrZero = 3
+    refinements: CountOrZero = 1
     max_turns: Count = 3
     temperature: Temperature = 1.0
     top_p: Share = 1.0

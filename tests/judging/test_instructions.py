@@ -27,7 +27,7 @@ def _text(body: Body, num_words: int = 12) -> str:
 def _teacher(body: Body) -> str:
     """Writes tasks of random words, one in eight of each kind of bad one; refuses one in six answers."""
     last = body["messages"][-1]["content"]
-    if last.startswith("Topic:"):
+    if "Write one question or task about" in last:
         return f'New task: "{_text(body)}"'
     if "Rewrite it so that" in last:
         bad = [
@@ -77,7 +77,7 @@ def test_each_filter_is_counted_and_the_rows_are_chats(tmp_path: Path) -> None:
         messages = parse_conversation(row, "x").messages
         assert all("Person:" not in message["content"] and "sorry" not in message["content"] for message in messages)
         assert row["prompt"] == messages[0]["content"] and len(row["prompt_id"]) == 64
-    assert {len(row["messages"]) for row in rows} == {2, 4, 6}
+    assert {2, 4} <= {len(row["messages"]) for row in rows} <= {2, 4, 6}
 
 
 def test_an_answer_that_is_cut_off_ends_the_dialogue_before_it(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_seeds_of_the_users_own_are_shown_to_the_teacher(tmp_path: Path) -> None
     with StubServer(answer=_teacher) as server:
         run_feedback(_recipe(tmp_path, server.url, f"instructions.seeds={seeds}", "instructions.num_drafts=6"))
         asked = [body["messages"][-1]["content"] for body in server.bodies]
-    written = [text for text in asked if text.startswith("Topic: harbours")]
+    written = [text for text in asked if "task about harbours that" in text]
     assert len(written) == 6 and all(text.count("Describe harbour") == 3 for text in written)
 
 

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from zephyr_jax.feedback_recipe import AnnotationOptions, CompletionOptions, FeedbackRecipe, InstructionOptions
 from zephyr_jax.judging.budget import spent_on
 from zephyr_jax.judging.completions import draw_students
-from zephyr_jax.judging.instructions import NUM_EXAMPLES
 from zephyr_jax.judging.protocol import CHARACTERS_PER_TOKEN, ChatRequest
 from zephyr_jax.judging.rubrics import (
     PRINCIPLES,
@@ -65,7 +64,7 @@ def _instructions(options: InstructionOptions, *, teacher: str) -> Estimate:
     found.calls = drafts * (1 + options.refinements)
     found.prompt_tokens = drafts * (
         _tokens(write_messages("", ()))
-        + NUM_EXAMPLES * SEED_TOKENS
+        + options.num_examples * SEED_TOKENS
         + options.refinements * (_tokens(refine_messages("")) + TASK_TOKENS)
     )
     found.completion_tokens = found.calls * TASK_TOKENS

@@ -1,6 +1,6 @@
 """Step (a): self-instruct (arXiv:2212.10560) and UltraChat's dialogues (arXiv:2305.14233), by one teacher.
 
-    write   a task about a topic, after three seed tasks
+    write   a task about a topic, after a few seed tasks
     refine  it, so that it asks for more
     filter  tasks: too short, refusals, casing, near-duplicates of each other or of the seed tasks
     talk    the teacher answers, plays the person who asks on, answers again ...
@@ -27,7 +27,6 @@ from zephyr_jax.judging.rubrics import follow_up_messages, refine_messages, writ
 from zephyr_jax.judging.text_filters import NearDuplicates, has_wrong_casing, is_refusal, is_short
 from zephyr_jax.records import Message
 
-NUM_EXAMPLES = 3
 # "Rewritten task:", "Task 4:", "Person:" before the text itself.
 _LABEL = re.compile(
     r"\A(?:the |a |my )?(?:new |rewritten |next |user )*(?:task|request|message|person|user)(?: \d+)?\s*:\s*",
@@ -78,7 +77,7 @@ class Writer:
 
     async def _draft(self, number: int) -> Draft:
         topic = self.topics[derived_seed(self.seed, "topic", number) % len(self.topics)]
-        examples = draw_order(list(self.seed_tasks), self.seed, "examples", number)[:NUM_EXAMPLES]
+        examples = draw_order(list(self.seed_tasks), self.seed, "examples", number)[: self.options.num_examples]
         task = await self._ask(write_messages(topic, examples), f"write:{number}", self.options.max_task_tokens, _bare)
         for step in range(self.options.refinements):
             if task is not None:

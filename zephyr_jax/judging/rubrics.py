@@ -166,12 +166,13 @@ def dialogue_text(prompt: Sequence[Message]) -> str:
 
 
 def write_messages(topic: str, examples: Sequence[str]) -> tuple[Message, ...]:
-    """Asks for a new task about a topic, after examples of what tasks are."""
+    """Asks for a new task about a topic, after examples of what tasks are, if there are some."""
     shown = "\n".join(f"{number}. {example}" for number, example in enumerate(examples, start=1))
+    others = f"Tasks that others have given:\n{shown}\n\n" if examples else ""
+    difference = "It asks for another kind of thing than these do. " if examples else ""
     text = (
-        f"Topic: {topic}\n\nTasks that others have given:\n{shown}\n\nWrite one new task about the topic. It asks for "
-        "another kind of thing than these do, is clear on its own with nothing attached, and can be done by writing. "
-        "Reply with the task alone."
+        f"{others}Write one question or task about {topic} that a person could give to an assistant. {difference}It is "
+        "clear on its own with nothing attached, and can be done by writing. Reply with the task alone."
     )
     return {"role": "system", "content": _AUTHOR}, {"role": "user", "content": text}
 
