@@ -62,6 +62,7 @@ DOORS = {
     "orbax": ("training.checkpoint",),
     "matplotlib": ("reporting.plots",),
     "tensorboardX": ("training.metrics",),
+    "sklearn": ("evaluation.length_control",),
     "openai": ("judging",),
     "datasketch": ("judging",),
 }
@@ -69,7 +70,7 @@ NEVER = {"torch", "trl", "accelerate", "tensorflow", "sentencepiece", "grain", "
 # Seconds to import, or optional: only inside the function that needs them.
 LAZY = {
     "transformers", "datasets", "tensorflow_datasets", "huggingface_hub", "gguf", "tensorboardX", "pyarrow", "openai",
-    "datasketch", "matplotlib",
+    "datasketch", "matplotlib", "sklearn",
 }  # fmt: skip
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -225,7 +226,7 @@ def test_nothing_works_at_import(path: Path) -> None:
 def test_every_foreign_library_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = list(project["dependencies"])
-    for extra in ("smollm2", "tensorboard", "feedback", "report"):
+    for extra in ("smollm2", "tensorboard", "feedback", "report", "evaluate"):
         declared += project["optional-dependencies"][extra]
     names = {re.split(r"[^\w.-]", text)[0].lower().replace("-", "_").replace(".", "_") for text in declared}
     provided = {
@@ -233,6 +234,7 @@ def test_every_foreign_library_is_declared() -> None:
         "orbax": "orbax_checkpoint",
         "pydantic_core": "pydantic",
         "pyarrow": "datasets",
+        "sklearn": "scikit_learn",
     }
     for path in FILES:
         for library in _foreign_imports(path):

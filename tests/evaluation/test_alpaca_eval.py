@@ -1,4 +1,4 @@
-"""Win rates are AlpacaEval's to the last digit that it publishes, and what could not be parsed is counted, not scored."""
+"""Win rates are AlpacaEval's own, digit by digit, and what could not be parsed is counted, not scored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intervals cover, groups count once, a paired test finds what an unpaired look would not, and noise is called noise."""
+"""Intervals cover, groups count once, a paired test finds small steady differences, and noise is called noise."""
 
 from __future__ import annotations
 

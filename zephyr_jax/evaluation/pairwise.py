@@ -1,0 +1,163 @@
+"""Two models' answers judged against each other in both orders: who wins, and how much the order decides.
+
+A model wins a question when it wins in both orders; anything else is a tie, and a game that could not be parsed drops
+the question (FastChat's show_result.py). The judge's position bias is what is left when the orders disagree
+(arXiv:2306.05685, section 3.3 and table 2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from zephyr_jax.data.comparison_statistics import Share, share_of
+from zephyr_jax.evaluation.fastchat_files import PairJudgment
+from zephyr_jax.evaluation.statistics import Estimate, Sampling, estimate_mean, sign_flip_p_value, sign_test_p_value
+
+# Game 1 shows model_1 first, game 2 model_2.
+_SHOWN_FIRST = ({"model_1": True, "model_2": False}, {"model_2": True, "model_1": False})
+
+
+def parse_verdict(judgment: str) -> str:
+    """Which answer a judge's text prefers: A, B or tie; error where it says neither `[[A]]`, `[[B]]` nor `[[C]]`."""
+    for mark, verdict in (("[[A]]", "A"), ("[[B]]", "B"), ("[[C]]", "tie")):
+        if mark in judgment:
+            return verdict
+    return "error"
+
+
+def outcome(judgment: PairJudgment) -> str:
+    """model_1, model_2, tie (the orders disagree, too) or error (a game could not be parsed)."""
+    first, second = judgment.verdicts
+    if "error" in judgment.verdicts:
+        return "error"
+    return first if first == second else "tie"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PairResult:
+    """How model_1 does against model_2 by one judge.
+
+    Attributes:
+      model_1, model_2, judge: who against whom, and by whom.
+      wins, losses, ties: of model_1, over turns of questions.
+      num_errors: left out.
+      estimate: of model_1's win rate, 0 to 1, ties half; groups are questions.
+      p_value: two-sided, that neither is better (sign-flip test over the questions).
+      same_verdict: how often both orders gave the same, of what was parsed.
+      first_shown, second_shown: questions that went to whatever stood first, or second, in both orders.
+      position_p_value: two-sided, that the judge has no favourite place (exact sign test).
+      level: of the intervals.
+    """
+
+    model_1: str
+    model_2: str
+    judge: str
+    wins: int
+    losses: int
+    ties: int
+    num_errors: int
+    estimate: Estimate
+    p_value: float
+    same_verdict: Share
+    first_shown: int
+    second_shown: int
+    position_p_value: float
+    level: float
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether the difference of the two counts as noise."""
+        return self.p_value > 1 - self.level
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "model_1": self.model_1,
+            "model_2": self.model_2,
+            "judge": self.judge,
+            "win": self.wins,
+            "loss": self.losses,
+            "tie": self.ties,
+            "num_errors": self.num_errors,
+            **self.estimate.as_dict(("win_rate_adjusted", "standard_error")),
+            "p_value": self.p_value,
+            "within_noise": self.within_noise,
+            "position": {
+                "same_verdict": self.same_verdict.share,
+                "same_verdict_interval": [self.same_verdict.low, self.same_verdict.high],
+                "went_to_the_first": self.first_shown,
+                "went_to_the_second": self.second_shown,
+                "p_value": self.position_p_value,
+            },
+        }
+
+
+def by_contest(judgments: Iterable[PairJudgment]) -> dict[tuple[str, str, str], list[PairJudgment]]:
+    """(model_1, model_2, judge) -> its judgments; of two models named in either order, the first row's order holds."""
+    contests: dict[tuple[str, str, str], list[PairJudgment]] = {}
+    for judgment in judgments:
+        key = (judgment.model_1, judgment.model_2, judgment.judge)
+        turned = (judgment.model_2, judgment.model_1, judgment.judge)
+        contests.setdefault(turned if turned in contests else key, []).append(
+            _turned(judgment) if turned in contests else judgment
+        )
+    return contests
+
+
+def _turned(judgment: PairJudgment) -> PairJudgment:
+    """The same judgment with model_1 and model_2 named the other way round, so that game 1 is game 2."""
+    other = {"model_1": "model_2", "model_2": "model_1"}
+    first, second = (other.get(verdict, verdict) for verdict in judgment.verdicts)
+    return dataclasses.replace(
+        judgment,
+        model_1=judgment.model_2,
+        model_2=judgment.model_1,
+        verdicts=(second, first),
+        user_prompts=judgment.user_prompts[::-1],
+        judgments=judgment.judgments[::-1],
+    )
+
+
+def pair_result(judgments: Sequence[PairJudgment], *, sampling: Sampling) -> PairResult | None:
+    """The result of one contest; None where nothing could be parsed."""
+    first = judgments[0]
+    outcomes = [outcome(judgment) for judgment in judgments]
+    parsed = [(j, o) for j, o in zip(judgments, outcomes, strict=True) if o != "error"]
+    if not parsed:
+        return None
+    counts = Counter(outcomes)
+    score = {"model_1": 1.0, "model_2": 0.0, "tie": 0.5}
+    scores = [score[o] for _, o in parsed]
+    by_question: dict[int, float] = {}
+    for (judgment, _), value in zip(parsed, scores, strict=True):
+        by_question[judgment.question_id] = by_question.get(judgment.question_id, 0.0) + value - 0.5
+    places = Counter(_place(judgment) for judgment, _ in parsed)
+    return PairResult(
+        model_1=first.model_1,
+        model_2=first.model_2,
+        judge=first.judge,
+        wins=counts["model_1"],
+        losses=counts["model_2"],
+        ties=counts["tie"],
+        num_errors=counts["error"],
+        estimate=estimate_mean(scores, groups=[j.question_id for j, _ in parsed], sampling=sampling),
+        p_value=sign_flip_p_value(np.array(list(by_question.values())), sampling=sampling),
+        same_verdict=share_of(sum(j.verdicts[0] == j.verdicts[1] for j, _ in parsed), len(parsed)),
+        first_shown=places["first"],
+        second_shown=places["second"],
+        position_p_value=sign_test_p_value(places["first"], places["second"]),
+        level=sampling.level,
+    )
+
+
+def _place(judgment: PairJudgment) -> str | None:
+    """`first` or `second` where that place won both games; else None."""
+    shown = [places.get(verdict) for places, verdict in zip(_SHOWN_FIRST, judgment.verdicts, strict=True)]
+    if shown[0] is None or shown[0] != shown[1]:
+        return None
+    return "first" if shown[0] else "second"
