@@ -60,7 +60,7 @@ def read_annotations(sources: Iterable[str]) -> list[Annotation]:
     found: dict[tuple[str, str, str | None, int], Annotation] = {}
     for source in sources:
         for place, (location, row) in enumerate(read_rows(source)):
-            annotation = _parse(row, place, location)
+            annotation = parse_annotation(row, place, location)
             key = (annotation.model, annotation.baseline, annotation.annotator, annotation.index)
             if key in found:
                 raise InputError(
@@ -71,7 +71,12 @@ def read_annotations(sources: Iterable[str]) -> list[Annotation]:
     return list(found.values())
 
 
-def _parse(row: Mapping[str, Any], place: int, location: str) -> Annotation:
+def parse_annotation(row: Mapping[str, Any], place: int, location: str) -> Annotation:
+    """One row; `place` is its index where it has none of its own.
+
+    Raises:
+      InputError: it is no annotation.
+    """
     preference = number_or_none(row, "preference", location, wanted=_WANTED)
     if preference == 0:  # the older mark of a tie
         preference = 1.5

@@ -201,11 +201,21 @@ def read_judgments(sources: Iterable[str]) -> tuple[list[Grading], list[PairJudg
     pairs: list[PairJudgment] = []
     for source in sources:
         for location, row in read_rows(source):
-            if "g1_winner" in row:
-                pairs.append(_pair(row, location))
+            judgment = parse_judgment(row, location)
+            if isinstance(judgment, Grading):
+                gradings.append(judgment)
             else:
-                gradings.append(_grading(row, location))
+                pairs.append(judgment)
     return gradings, pairs
+
+
+def parse_judgment(row: Mapping[str, Any], location: str) -> Grading | PairJudgment:
+    """One row of a file of judgments.
+
+    Raises:
+      InputError: it is neither kind.
+    """
+    return _pair(row, location) if "g1_winner" in row else _grading(row, location)
 
 
 def _grading(row: Mapping[str, Any], location: str) -> Grading:

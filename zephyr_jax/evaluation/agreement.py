@@ -1,0 +1,300 @@
+"""How far a judge is to be trusted: its stored judgments beside a reference judge's (GPT-4, people) on the same items.
+
+Two kinds of judgment: verdicts between two answers (AlpacaEval's annotations, FastChat's pairs, the Vicuna blog's
+reviews) and gradings of one (FastChat's). An agreement means little alone: always choosing the better model of a
+lopsided contest agrees often, and so does choosing the longer answer. Both are computed beside it, and a judge that is
+not surely better than they are is called weak.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from zephyr_jax.data.comparison_statistics import Share, rank_correlation, share_of
+from zephyr_jax.evaluation.alpaca_eval import parse_annotation
+from zephyr_jax.evaluation.fastchat_files import UNPARSED, Grading, parse_judgment
+from zephyr_jax.evaluation.pairwise import outcome
+from zephyr_jax.evaluation.statistics import Estimate, Sampling, estimate_mean
+from zephyr_jax.evaluation.stored_rows import field, read_rows
+from zephyr_jax.records import InputError
+
+Key = tuple[object, ...]
+_REVIEW = "a review of the Vicuna blog, with question_id, model_1, model_2 and a score of two numbers"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verdict:
+    """One judgment between the answers of two models, which are `first` and `second` by their names' order.
+
+    Attributes:
+      value: 1 the first model's answer, -1 the second's, 0 a tie; None: not parsed.
+      longer: 1 the first model's answer is longer, -1 the second's, 0 neither; None: not known.
+    """
+
+    value: int | None
+    longer: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VerdictAgreement:
+    """A judge's verdicts beside a reference's.
+
+    Attributes:
+      num_common: items that both judged; those of one alone are not counted anywhere.
+      num_unparsed: of these, judgments of the judge without a verdict; the rest is over what both decided or tied.
+      agreed: both chose the same answer, of the items where neither tied.
+      agreed_with_ties: both said the same, ties included.
+      kappa: Cohen's, of the three verdicts: 0 is what chance gives, 1 is full; None where chance gives full agreement.
+      same_model: what always choosing the reference's favourite model would agree, where neither tied.
+      longer: what always choosing the longer answer would agree; None where lengths are not known.
+    """
+
+    num_common: int
+    num_unparsed: int
+    agreed: Share
+    agreed_with_ties: Share
+    kappa: float | None
+    same_model: Share
+    longer: Share | None
+
+    @property
+    def weak(self) -> bool:
+        """Whether it is not surely above both of the judges that look at nothing."""
+        return self.agreed.low <= max(self.same_model.share, self.longer.share if self.longer else 0.0)
+
+    def sentence(self) -> str:
+        """What may be said of it."""
+        lazy = [f"always the better model {self.same_model.share:.1%}"]
+        if self.longer:
+            lazy.append(f"always the longer answer {self.longer.share:.1%}")
+        verdict = "a WEAK judge: not surely above " if self.weak else "above "
+        return (
+            f"agrees on {self.agreed.share:.1%} ({self.agreed.low:.1%} to {self.agreed.high:.1%}) of "
+            f"{self.agreed.total} decided items; {verdict}{' and '.join(lazy)}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "kind": "verdicts",
+            "num_common": self.num_common,
+            "num_unparsed": self.num_unparsed,
+            "agreement": _share(self.agreed),
+            "agreement_with_ties": _share(self.agreed_with_ties),
+            "kappa": self.kappa,
+            "always_the_same_model": _share(self.same_model),
+            "always_the_longer": _share(self.longer) if self.longer else None,
+            "weak": self.weak,
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GradingAgreement:
+    """A judge's gradings beside a reference's.
+
+    Attributes:
+      num_common, num_unparsed: as in VerdictAgreement.
+      exact, within_one: ratings equal, and at most 1 apart.
+      difference: mean of the judge's rating - the reference's.
+      rank_correlation: Spearman's; None where there are too few, or one judge says always the same.
+      error: mean absolute difference.
+      constant_error: that of always giving the reference's median.
+      gain: mean of what the judge is nearer than that constant, by item.
+    """
+
+    num_common: int
+    num_unparsed: int
+    exact: Share
+    within_one: Share
+    difference: Estimate
+    rank_correlation: float | None
+    error: float
+    constant_error: float
+    gain: Estimate
+
+    @property
+    def weak(self) -> bool:
+        """Whether it is not surely nearer to the reference than one constant rating."""
+        return self.gain.low is None or self.gain.low <= 0
+
+    def sentence(self) -> str:
+        """What may be said of it."""
+        rho = "" if self.rank_correlation is None else f", rank correlation {self.rank_correlation:.2f}"
+        verdict = "a WEAK judge: not surely nearer than" if self.weak else "nearer than"
+        return (
+            f"within one point on {self.within_one.share:.1%} ({self.within_one.low:.1%} to "
+            f"{self.within_one.high:.1%}) of {self.within_one.total} gradings{rho}; {self.error:.2f} off on average, "
+            f"{verdict} one constant rating ({self.constant_error:.2f} off)"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "kind": "gradings",
+            "num_common": self.num_common,
+            "num_unparsed": self.num_unparsed,
+            "exact": _share(self.exact),
+            "within_one": _share(self.within_one),
+            "rank_correlation": self.rank_correlation,
+            "difference": self.difference.as_dict(),
+            "mean_absolute_error": self.error,
+            "constant_mean_absolute_error": self.constant_error,
+            "weak": self.weak,
+        }
+
+
+def _share(share: Share) -> dict[str, Any]:
+    return {"share": share.share, "interval": [share.low, share.high], "count": share.count, "total": share.total}
+
+
+@dataclasses.dataclass
+class Judgments:
+    """What a judge's files hold, by item; None could not be parsed.
+
+    Repeated gradings stand in a list; of an item with two verdicts the later one holds.
+    """
+
+    verdicts: dict[Key, Verdict] = dataclasses.field(default_factory=dict)
+    gradings: dict[Key, list[float | None]] = dataclasses.field(default_factory=dict)
+
+
+def read_judge(sources: Iterable[str]) -> Judgments:
+    """Reads judgments of any kind that is known here.
+
+    Raises:
+      InputError: a file cannot be read, or a row is no judgment.
+    """
+    judgments = Judgments()
+    for source in sources:
+        for place, (location, row) in enumerate(read_rows(source)):
+            if "preference" in row:
+                annotation = parse_annotation(row, place, location)
+                decided = None if annotation.preference is None else annotation.preference - 1.5
+                lengths = (annotation.length_model, annotation.length_baseline)
+                key = ("alpaca_eval", annotation.index)
+                names = (annotation.model, annotation.baseline)
+                _put(judgments.verdicts, key, names, decided, _difference(*lengths))
+            elif isinstance(row.get("score"), list):
+                _put_review(judgments.verdicts, row, location)
+            else:
+                judgment = parse_judgment(row, location)
+                key = ("question", judgment.question_id, judgment.turn)
+                if isinstance(judgment, Grading):
+                    score = None if judgment.score == UNPARSED else judgment.score
+                    judgments.gradings.setdefault((*key, judgment.model), []).append(score)
+                else:
+                    value = {"model_1": 1.0, "model_2": -1.0, "tie": 0.0, "error": None}[outcome(judgment)]
+                    _put(judgments.verdicts, key, (judgment.model_1, judgment.model_2), value, None)
+    return judgments
+
+
+def _put_review(verdicts: dict[Key, Verdict], row: Mapping[str, Any], location: str) -> None:
+    score = row["score"]
+    if len(score) != 2 or not all(isinstance(value, (int, float)) for value in score):
+        raise InputError(f"{location}: 'score' is {score!r}; wanted {_REVIEW}")
+    names = [field(row, key, str, location, wanted=_REVIEW) for key in ("model_1", "model_2")]
+    answers = [row.get(key) for key in ("answer_1", "answer_2")]
+    lengths = [len(answer) if isinstance(answer, str) else None for answer in answers]
+    # A score of -1 stands for a review that could not be parsed.
+    value = None if UNPARSED in score else score[0] - score[1]
+    key = ("question", row.get("question_id"), 1)
+    _put(verdicts, key, (names[0], names[1]), value, _difference(lengths[0], lengths[1]))
+
+
+def _put(
+    verdicts: dict[Key, Verdict], key: Key, names: tuple[str, str], value: float | None, longer: int | None
+) -> None:
+    """Puts a verdict under its item, seen from whichever model comes first by name."""
+    sign = 1 if names[0] <= names[1] else -1
+    oriented = [None if given is None else sign * _sign(given) for given in (value, longer)]
+    verdicts[*key, *sorted(names)] = Verdict(oriented[0], oriented[1])
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)
+
+
+def _difference(first: int | None, second: int | None) -> int | None:
+    return None if first is None or second is None else first - second
+
+
+def agreement(
+    judge: Judgments, reference: Judgments, *, sampling: Sampling
+) -> tuple[VerdictAgreement | None, GradingAgreement | None]:
+    """Verdicts and gradings of a judge beside a reference's; None for a kind without a common item that both parsed."""
+    return _of_verdicts(judge.verdicts, reference.verdicts), _of_gradings(judge.gradings, reference.gradings, sampling)
+
+
+def _of_verdicts(judge: Mapping[Key, Verdict], reference: Mapping[Key, Verdict]) -> VerdictAgreement | None:
+    common = [key for key in judge if key in reference and reference[key].value is not None]
+    pairs = [(key, judge[key].value, reference[key].value) for key in common if judge[key].value is not None]
+    if not pairs:
+        return None
+    decided = [(key, said, truth) for key, said, truth in pairs if said and truth]
+    favourite = _favourites((key, truth) for key, _, truth in decided)
+    lengths = {key: _known(judge[key].longer, reference[key].longer) for key, _, _ in decided}
+    with_length = [(key, truth) for key, _, truth in decided if lengths[key]]
+    return VerdictAgreement(
+        num_common=len(common),
+        num_unparsed=len(common) - len(pairs),
+        agreed=share_of(sum(said == truth for _, said, truth in decided), len(decided)),
+        agreed_with_ties=share_of(sum(said == truth for _, said, truth in pairs), len(pairs)),
+        kappa=_kappa([(said, truth) for _, said, truth in pairs]),
+        same_model=share_of(sum(favourite[key[-2:]] == truth for key, _, truth in decided), len(decided)),
+        longer=share_of(sum(lengths[key] == truth for key, truth in with_length), len(with_length))
+        if with_length
+        else None,
+    )
+
+
+def _known(first: int | None, second: int | None) -> int | None:
+    return second if first is None else first
+
+
+def _favourites(verdicts: Iterable[tuple[Key, int | None]]) -> dict[Key, int]:
+    """(first, second model) -> the one that won more."""
+    sums: Counter[Key] = Counter()
+    for key, value in verdicts:
+        sums[key[-2:]] += value or 0
+    return {models: 1 if total >= 0 else -1 for models, total in sums.items()}
+
+
+def _kappa(pairs: Sequence[tuple[int | None, int | None]]) -> float | None:
+    """(p_agree - p_chance) / (1 - p_chance)   (J. Cohen 1960)"""
+    said, truth = Counter(pair[0] for pair in pairs), Counter(pair[1] for pair in pairs)
+    by_chance = sum(said[value] * truth[value] for value in said) / len(pairs) ** 2
+    agreed = sum(first == second for first, second in pairs) / len(pairs)
+    return None if by_chance == 1 else (agreed - by_chance) / (1 - by_chance)
+
+
+def _of_gradings(
+    judge: Mapping[Key, list[float | None]], reference: Mapping[Key, list[float | None]], sampling: Sampling
+) -> GradingAgreement | None:
+    def parsed(ratings: Sequence[float | None]) -> list[float]:
+        return [rating for rating in ratings if rating is not None]
+
+    common = [key for key in judge if key in reference and parsed(reference[key])]
+    usable = [key for key in common if parsed(judge[key])]
+    if not usable:
+        return None
+    said_N = np.array([statistics.fmean(parsed(judge[key])) for key in usable])
+    truth_N = np.array([statistics.fmean(parsed(reference[key])) for key in usable])
+    error_N, constant_N = np.abs(said_N - truth_N), np.abs(np.median(truth_N) - truth_N)
+    questions = [key[1] for key in usable]
+    return GradingAgreement(
+        num_common=len(common),
+        num_unparsed=len(common) - len(usable),
+        exact=share_of(int((error_N == 0).sum()), len(usable)),
+        within_one=share_of(int((error_N <= 1).sum()), len(usable)),
+        difference=estimate_mean(said_N - truth_N, groups=questions, sampling=sampling),
+        rank_correlation=rank_correlation(said_N, truth_N),
+        error=float(error_N.mean()),
+        constant_error=float(constant_N.mean()),
+        gain=estimate_mean(constant_N - error_N, groups=questions, sampling=sampling),
+    )
