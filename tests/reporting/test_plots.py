@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -45,14 +44,7 @@ def test_ids_of_two_pictures_differ_and_every_reference_has_its_target() -> None
 
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch) -> None:
-    real = builtins.__import__
-
-    def without(name, *arguments, **options):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'zephyr-jax\[report\]'"):
         Picture(1, name="p", label="l")
 

@@ -1,4 +1,4 @@
-"""Pictures for a page as inline SVG, by matplotlib (extra [report]): histograms, points with intervals, bubbles.
+"""Pictures for a page as inline SVG, by matplotlib (extra [report]): histograms, intervals, bubbles, radars.
 
 The colours of a picture are the page's: what is drawn in INK, LINE, FIRST and SECOND becomes `currentColor` and the
 CSS variables of `page.py`, so that a picture follows light and dark. The same numbers give the same bytes.
@@ -6,6 +6,7 @@ CSS variables of `page.py`, so that a picture follows light and dark. The same n
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import re
 from collections.abc import Sequence
@@ -27,6 +28,19 @@ _SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
+def require_matplotlib() -> None:
+    """For who works long before the first picture.
+
+    Raises:
+      InputError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError(
+            "pictures need matplotlib, which is not installed; the way out: pip install 'zephyr-jax[report]' "
+            "(in a checkout: pip install -e '.[report]')"
+        )
+
+
 class Picture:
     """Panels side by side, filled from left to right, then turned into SVG.
 
@@ -45,14 +59,10 @@ class Picture:
         Raises:
           InputError: matplotlib is not installed.
         """
-        try:
-            import matplotlib
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise InputError(
-                "pictures need matplotlib, which is not installed; the way out: pip install 'zephyr-jax[report]' "
-                "(in a checkout: pip install -e '.[report]')"
-            ) from error
+        require_matplotlib()
+        import matplotlib
+        from matplotlib.figure import Figure
+
         self._settings = matplotlib.rc_context(_SETTINGS)
         with self._settings:
             self._figure = Figure(figsize=(10, height))
@@ -139,6 +149,69 @@ class Picture:
         filled = np.flatnonzero(np.bincount(column, minlength=num_bins) >= 5)
         axes.plot(x_centres[filled], [y[column == cell].mean() for cell in filled], color=SECOND, label="mean")
         axes.legend(frameon=False, labelcolor=INK)
+
+    def named_intervals(
+        self,
+        rows: Sequence[tuple[str, float, float, float]],
+        *,
+        title: str,
+        x_label: str,
+        level: float | None = None,
+    ) -> None:
+        """A line a name, from the top: (name, value, low, high); and a dashed line at `level`."""
+        axes = self._next_panel(title, x_label, "")
+        places = range(len(rows))
+        if level is not None:
+            axes.axvline(level, color=INK, linewidth=1, linestyle="--", alpha=0.6)
+        axes.hlines(places, [row[2] for row in rows], [row[3] for row in rows], color=FIRST, linewidth=1.8)
+        axes.plot([row[1] for row in rows], places, "o", color=FIRST, markersize=6)
+        axes.set_yticks(places, [row[0] for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+
+    def radar(
+        self,
+        spokes: Sequence[str],
+        series: dict[str, Sequence[float]],
+        beside: dict[str, Sequence[float]],
+        *,
+        title: str,
+        top: float,
+    ) -> None:
+        """Scores from 0 in the middle to `top` at the rim, a spoke a category, the first one upwards, then clockwise.
+
+        Args:
+          spokes: names of the categories.
+          series: name -> scores, one or two of them, filled.
+          beside: name -> scores to compare with, as broken lines.
+          title: above the panel.
+          top: value at the rim.
+        """
+        axes = self._next_panel(title, "", "")
+        axes.set_axis_off()
+        axes.set_aspect("equal")
+        angles = np.pi / 2 - np.linspace(0, 2 * np.pi, len(spokes), endpoint=False)
+        rim = np.stack([np.cos(angles), np.sin(angles)])
+
+        def outline(values: Sequence[float] | np.ndarray) -> np.ndarray:
+            points = rim * np.asarray(values, float) / top
+            return np.concatenate([points, points[:, :1]], axis=1)
+
+        for ring in np.linspace(0, top, 6)[1:]:
+            axes.plot(*outline(np.full(len(spokes), ring)), color=LINE, linewidth=0.8)
+            axes.text(0.015, ring / top, f"{ring:g}", color=INK, alpha=0.6, fontsize=7, va="bottom")
+        for (x, y), name in zip(rim.T, spokes, strict=True):
+            axes.plot([0, x], [0, y], color=LINE, linewidth=0.8)
+            side = "center" if abs(x) < 0.1 else "left" if x > 0 else "right"
+            axes.text(1.07 * x, 1.07 * y, name, ha=side, va="center", color=INK, fontsize=9)
+        for (name, values), style in zip(beside.items(), ("--", ":", "-.", (0, (1, 3))), strict=False):
+            axes.plot(*outline(values), color=INK, linestyle=style, linewidth=1.1, alpha=0.75, label=name)
+        for (name, values), colour in zip(series.items(), (FIRST, SECOND), strict=False):
+            axes.plot(*outline(values), color=colour, linewidth=1.8, marker="o", markersize=3.5, label=name)
+            axes.fill(*outline(values), color=colour, alpha=0.13)
+        axes.set_xlim(-1.5, 1.5)
+        axes.set_ylim(-1.15, 1.15)
+        axes.legend(frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
     def svg(self) -> Html:
         """The picture as one `svg` element."""

@@ -1,0 +1,71 @@
+"""Scores of chat models with how sure they are: AlpacaEval 1 and 2, MT-Bench, and how far their judges agree.
+
+From stored annotations and judgments. Writes OUTPUT_DIR/NAME/evaluation/{recipe.yaml,results.json,report.html}.
+
+    python -m zephyr_jax.evaluate --config configs/evaluation/published.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from zephyr_jax.cli import add_recipe_arguments, open_output, run_command
+from zephyr_jax.evaluation_recipe import evaluation_recipe_to_yaml, load_evaluation_recipe
+from zephyr_jax.records import InputError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m zephyr_jax.evaluate",
+        description="MT-Bench, AlpacaEval and the agreement of judges from stored judgments: tables on stdout, results "
+        "and a report in OUTPUT_DIR/NAME/evaluation.",
+        epilog="example: python -m zephyr_jax.evaluate --config configs/evaluation/published.yaml seed=1",
+    )
+    add_recipe_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="results.json on stdout in place of the tables")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    recipe = load_evaluation_recipe(arguments.config, arguments.overrides)
+    if recipe.report:
+        from zephyr_jax.reporting.plots import require_matplotlib
+
+        try:
+            require_matplotlib()
+        except InputError as error:
+            raise InputError(f"report: {error}; or do without the page: report=false") from None
+    from zephyr_jax.evaluation.results import evaluate_stored
+    from zephyr_jax.evaluation.tables import text_of
+
+    folder = Path(recipe.output_dir) / recipe.name / "evaluation"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output_dir {recipe.output_dir}: cannot be written ({error}); give another one") from error
+    results = evaluate_stored(recipe)
+    text = json.dumps(results.as_dict(), ensure_ascii=False, indent=1)
+    written = {"recipe.yaml": evaluation_recipe_to_yaml(recipe), "results.json": text + "\n"}
+    if recipe.report:
+        from zephyr_jax.evaluation.report import report_page
+
+        written["report.html"] = report_page(results)
+    for name, content in written.items():
+        with open_output(folder / name, option="output_dir") as file:
+            file.write(content)
+    print(text if arguments.json else text_of(results))
+    print(f"evaluate: {', '.join(written)} in {folder}", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    return run_command(build_parser(), _run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""All that an evaluation of stored judgments found, as one object: computed here, shown by tables.py and report.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+from zephyr_jax.evaluation import alpaca_eval, mt_bench, pairwise
+from zephyr_jax.evaluation.agreement import GradingAgreement, VerdictAgreement, agreement, read_judge
+from zephyr_jax.evaluation.fastchat_files import read_judgments, read_questions
+from zephyr_jax.evaluation.length_control import LengthControlled, length_controlled_win_rate, read_length_data
+from zephyr_jax.evaluation.statistics import Comparison, Sampling, compare
+from zephyr_jax.evaluation_recipe import AgreementOptions, AlpacaEvalOptions, EvaluationRecipe, MtBenchOptions
+from zephyr_jax.records import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class AlpacaEvalResults:
+    """Win rates, a length-controlled one for each where asked for, and models compared under one baseline and judge."""
+
+    win_rates: tuple[alpaca_eval.WinRate, ...]
+    length_controlled: tuple[LengthControlled | None, ...]
+    comparisons: tuple[Comparison, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "models": [
+                rate.as_dict() | (controlled.as_dict() if controlled else {})
+                for rate, controlled in zip(self.win_rates, self.length_controlled, strict=True)
+            ],
+            "comparisons": [comparison.as_dict() for comparison in self.comparisons],
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class MtBenchResults:
+    """Scores of graded models, models compared under one judge, and pairs judged against each other."""
+
+    scores: tuple[mt_bench.BenchScore, ...]
+    comparisons: tuple[Comparison, ...]
+    pairs: tuple[pairwise.PairResult, ...]
+    with_published: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "models": [score.as_dict() for score in self.scores],
+            "comparisons": [comparison.as_dict() for comparison in self.comparisons],
+            "pairs": [pair.as_dict() for pair in self.pairs],
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class AgreementResult:
+    """A judge's agreement with a reference; the files say who they are."""
+
+    judge: tuple[str, ...]
+    reference: tuple[str, ...]
+    verdicts: VerdictAgreement | None
+    gradings: GradingAgreement | None
+
+    @property
+    def found(self) -> list[VerdictAgreement | GradingAgreement]:
+        """What there is of the two kinds."""
+        return [kind for kind in (self.verdicts, self.gradings) if kind is not None]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "judge": list(self.judge),
+            "reference": list(self.reference),
+            "agreements": [kind.as_dict() for kind in self.found],
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What one recipe gave."""
+
+    name: str
+    level: float
+    alpaca_eval: AlpacaEvalResults | None
+    mt_bench: MtBenchResults | None
+    agreements: tuple[AgreementResult, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of results.json."""
+        found: dict[str, Any] = {"name": self.name, "level": self.level}
+        if self.alpaca_eval:
+            found["alpaca_eval"] = self.alpaca_eval.as_dict()
+        if self.mt_bench:
+            found["mt_bench"] = self.mt_bench.as_dict()
+        if self.agreements:
+            found["agreement"] = [result.as_dict() for result in self.agreements]
+        return found
+
+
+def evaluate_stored(recipe: EvaluationRecipe) -> Results:
+    """Computes everything that a recipe asks for from the files that it names.
+
+    Raises:
+      InputError: a file cannot be used, or has nothing to score.
+    """
+    sampling = Sampling(recipe.statistics.level, recipe.statistics.resamples, recipe.seed)
+    return Results(
+        name=recipe.name,
+        level=sampling.level,
+        alpaca_eval=_alpaca_eval(recipe.alpaca_eval, sampling) if recipe.alpaca_eval else None,
+        mt_bench=_mt_bench(recipe.mt_bench, sampling) if recipe.mt_bench else None,
+        agreements=tuple(agreement_result(options, sampling=sampling) for options in recipe.agreement),
+    )
+
+
+def _alpaca_eval(options: AlpacaEvalOptions, sampling: Sampling) -> AlpacaEvalResults:
+    control = options.length_control
+    data = read_length_data(control.file, control.glm) if control else None
+    contests = alpaca_eval.by_contest(alpaca_eval.read_annotations(options.annotations))
+    rates = tuple(alpaca_eval.win_rate(rows, sampling=sampling) for rows in contests.values())
+    controlled = [
+        length_controlled_win_rate(rows, data, glm=control.glm, sampling=sampling) if control and data else None
+        for rows in contests.values()
+    ]
+    comparisons = []
+    for (first, first_rows), (second, second_rows) in itertools.combinations(contests.items(), 2):
+        if first[1:] == second[1:]:  # the same baseline and judge
+            scores = [
+                {item: 100 * score for item, score in alpaca_eval.scores_by_instruction(rows).items()}
+                for rows in (first_rows, second_rows)
+            ]
+            comparisons.append(compare((first[0], scores[0]), (second[0], scores[1]), sampling=sampling))
+    return AlpacaEvalResults(rates, tuple(controlled), tuple(found for found in comparisons if found))
+
+
+def _mt_bench(options: MtBenchOptions, sampling: Sampling) -> MtBenchResults:
+    category_of = {question.question_id: question.category for question in read_questions(options.questions)}
+    gradings, pairs = read_judgments(options.judgments)
+    graded = {
+        key: (rows, score)
+        for key, rows in mt_bench.by_model(gradings).items()
+        if (score := mt_bench.bench_score(rows, category_of, sampling=sampling))
+    }
+    judged = [pairwise.pair_result(rows, sampling=sampling) for rows in pairwise.by_contest(pairs).values()]
+    results = tuple(result for result in judged if result)
+    if not graded and not results:
+        raise InputError(
+            f"mt_bench.judgments {', '.join(options.judgments)}: none of the {len(gradings)} gradings has a rating, "
+            f"and none of the {len(pairs)} pairs two verdicts; wanted some that could be parsed"
+        )
+    comparisons = [
+        compare(
+            (first[0], mt_bench.scores_by_question(first_rows)),
+            (second[0], mt_bench.scores_by_question(second_rows)),
+            sampling=sampling,
+        )
+        for (first, (first_rows, _)), (second, (second_rows, _)) in itertools.combinations(graded.items(), 2)
+        if first[1] == second[1]  # the same judge
+    ]
+    return MtBenchResults(
+        scores=tuple(score for _, score in graded.values()),
+        comparisons=tuple(found for found in comparisons if found),
+        pairs=results,
+        with_published=options.published,
+    )
+
+
+def agreement_result(options: AgreementOptions, *, sampling: Sampling) -> AgreementResult:
+    """A judge beside a reference.
+
+    Raises:
+      InputError: a file cannot be used, or no item is judged by both.
+    """
+    verdicts, gradings = agreement(read_judge(options.judge), read_judge(options.reference), sampling=sampling)
+    if verdicts is None and gradings is None:
+        raise InputError(
+            f"agreement of {', '.join(options.judge)} with {', '.join(options.reference)}: no item with a parsed "
+            "judgment by both; wanted judgments of the same kind on the same instructions (or questions and turns) and "
+            "of the same models"
+        )
+    return AgreementResult(options.judge, options.reference, verdicts, gradings)

@@ -1,0 +1,201 @@
+"""The results of an evaluation as text: tables in Markdown, and sentences on what may be said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from zephyr_jax.evaluation.alpaca_eval import WinRate
+from zephyr_jax.evaluation.pairwise import PairResult
+from zephyr_jax.evaluation.published import MT_BENCH
+from zephyr_jax.evaluation.results import AgreementResult, AlpacaEvalResults, MtBenchResults, Results
+from zephyr_jax.evaluation.statistics import Estimate
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def text_of(results: Results) -> str:
+    """Everything, for the terminal."""
+    parts = []
+    if results.alpaca_eval:
+        parts += ["## AlpacaEval", _markdown(alpaca_eval_table(results.alpaca_eval))]
+        parts += alpaca_eval_sentences(results.alpaca_eval)
+    if results.mt_bench:
+        parts.append("## MT-Bench")
+        if results.mt_bench.scores:
+            parts += [_markdown(mt_bench_table(results.mt_bench)), _markdown(category_table(results.mt_bench))]
+        if results.mt_bench.pairs:
+            parts.append(_markdown(pair_table(results.mt_bench)))
+        parts += mt_bench_sentences(results.mt_bench)
+    if results.agreements:
+        parts += ["## Agreement of judges", *(agreement_sentence(result) for result in results.agreements)]
+    return "\n\n".join(parts)
+
+
+def _markdown(table: Table) -> str:
+    head, rows = table
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+    return "\n".join([line(head), line(["-" * width for width in widths]), *map(line, rows)])
+
+
+def interval_text(estimate: Estimate, *, scale: float = 1, digits: int = 2) -> str:
+    """`7.01 to 7.32`; a dash where there is none."""
+    if estimate.low is None or estimate.high is None:
+        return "-"
+    return f"{scale * estimate.low:.{digits}f} to {scale * estimate.high:.{digits}f}"
+
+
+def _error(estimate: Estimate, scale: float = 1) -> str:
+    return "-" if estimate.standard_error is None else f"{scale * estimate.standard_error:.2f}"
+
+
+def alpaca_eval_table(results: AlpacaEvalResults) -> Table:
+    """A row a contest."""
+    head = ["model", "baseline", "judge", "win rate %", "error", "interval", "length-controlled %", "items", "unparsed",
+            "mean characters"]  # fmt: skip
+    rows = []
+    for rate, controlled in zip(results.win_rates, results.length_controlled, strict=True):
+        rows.append([
+            rate.model,
+            rate.baseline,
+            rate.annotator or "-",
+            f"{100 * rate.estimate.mean:.4f}",
+            _error(rate.estimate, 100),
+            interval_text(rate.estimate, scale=100),
+            f"{100 * controlled.win_rate:.2f} ({100 * controlled.low:.2f} to {100 * controlled.high:.2f})"
+            if controlled
+            else "-",
+            str(rate.estimate.num_items),
+            str(rate.num_unparsed),
+            "-" if rate.mean_length is None else str(int(rate.mean_length)),
+        ])  # fmt: skip
+    return head, rows
+
+
+def alpaca_eval_sentences(results: AlpacaEvalResults) -> list[str]:
+    """What may be said of the win rates."""
+    return [
+        *(_contest_sentence(rate) for rate in results.win_rates),
+        *(f"{comparison.sentence('instructions')}, in points of win rate." for comparison in results.comparisons),
+    ]
+
+
+def _contest_sentence(rate: WinRate) -> str:
+    mean = 100 * rate.estimate.mean
+    side = "within noise of" if rate.within_noise else "above" if mean > 50 else "below"
+    text = f"{rate.model} is {side} {rate.baseline} (win rate {mean:.2f} %, even is 50; p = {rate.p_value:.2g})."
+    longer, total = rate.longer_wins
+    return f"{text} The longer output won {longer} of {total} decided judgments." if total else text
+
+
+def mt_bench_table(results: MtBenchResults) -> Table:
+    """A row a graded model, and published ones after them."""
+    head = ["model", "judge", "score", "error", "interval", "turn 1", "turn 2", "gradings", "unparsed", "source"]
+    rows = []
+    for score in results.scores:
+        turns = [f"{score.turns[turn].mean:.4f}" if turn in score.turns else "-" for turn in (1, 2)]
+        rows.append([
+            score.model,
+            score.judge,
+            f"{score.estimate.mean:.4f}",
+            _error(score.estimate),
+            interval_text(score.estimate),
+            *turns,
+            str(score.estimate.num_items),
+            str(score.num_unparsed),
+            "here",
+        ])  # fmt: skip
+    if results.with_published:
+        rows += [
+            [published.model, "GPT-4", f"{published.score:.2f}", *["-"] * 6, published.source] for published in MT_BENCH
+        ]
+    return head, rows
+
+
+def category_table(results: MtBenchResults) -> Table:
+    """A row a model, a column a category."""
+    names = list(dict.fromkeys(name for score in results.scores for name in score.categories))
+    rows = [
+        [score.model, *(f"{score.categories[name].mean:.2f}" if name in score.categories else "-" for name in names)]
+        for score in results.scores
+    ]
+    for published in MT_BENCH if results.with_published else ():
+        if published.categories:
+            scores = [published.categories.get(name) for name in names]
+            rows.append([published.model, *("-" if score is None else f"{score:.2f}" for score in scores)])
+    return ["model", *names], rows
+
+
+def pair_table(results: MtBenchResults) -> Table:
+    """A row a pair of models."""
+    head = ["model 1", "model 2", "judge", "win", "loss", "tie", "errors", "win rate %", "interval", "p",
+            "same in both orders", "to the first", "to the second"]  # fmt: skip
+    rows = [
+        [
+            pair.model_1, pair.model_2, pair.judge, str(pair.wins), str(pair.losses), str(pair.ties),
+            str(pair.num_errors), f"{100 * pair.estimate.mean:.2f}", interval_text(pair.estimate, scale=100),
+            f"{pair.p_value:.2g}", f"{100 * pair.same_verdict.share:.1f} %", str(pair.first_shown),
+            str(pair.second_shown),
+        ]
+        for pair in results.pairs
+    ]  # fmt: skip
+    return head, rows
+
+
+def mt_bench_sentences(results: MtBenchResults) -> list[str]:
+    """What may be said of the scores."""
+    sentences = [f"{comparison.sentence('questions')}." for comparison in results.comparisons]
+    for score in results.scores:
+        if score.num_unparsed:
+            total = score.num_unparsed + score.estimate.num_items
+            sentences.append(
+                f"{score.judge} gave no rating for {score.num_unparsed} of {total} answers of {score.model}, which are "
+                "left out: its score is of the others only."
+            )
+        if score.num_outside:
+            sentences.append(
+                f"{score.num_outside} ratings of {score.model} by {score.judge} are not from 1 to 10; they count, "
+                "as in FastChat."
+            )
+        if score.num_contradicted:
+            sentences.append(
+                f"{score.num_contradicted} stored scores of {score.model} by {score.judge} are not what their text "
+                "says."
+            )
+        if score.judge_spread is not None:
+            rounds = ", ".join(f"{value:.2f}" for value in score.rounds)
+            sentences.append(
+                f"{score.judge} graded {score.model} {len(score.rounds)} times ({rounds}): standard deviation "
+                f"{score.judge_spread:.2f} between rounds."
+            )
+    return sentences + [sentence for pair in results.pairs for sentence in _pair_sentences(pair)]
+
+
+def _pair_sentences(pair: PairResult) -> list[str]:
+    names = f"{pair.model_1} and {pair.model_2}"
+    if pair.within_noise:
+        text = f"{names} are within noise of each other in direct comparison (p = {pair.p_value:.2g})."
+    else:
+        better = pair.model_1 if pair.estimate.mean > 0.5 else pair.model_2
+        text = f"Of {names} {better} is better in direct comparison (p = {pair.p_value:.2g})."
+    place = "first" if pair.first_shown > pair.second_shown else "second"
+    surely = "favours" if pair.position_p_value <= 1 - pair.level else "does not surely favour"
+    return [
+        text,
+        f"{pair.judge} {surely} the answer shown {place}: {pair.first_shown} questions went to the first and "
+        f"{pair.second_shown} to the second whichever model it was (p = {pair.position_p_value:.2g}).",
+    ]
+
+
+def agreement_sentence(result: AgreementResult) -> str:
+    """Who agrees with whom, and how far."""
+    judge, reference = (", ".join(Path(source).name for source in names) for names in (result.judge, result.reference))
+    parts = []
+    for kind in result.found:
+        unparsed = f"; {kind.num_unparsed} of {kind.num_common} common items unparsed" if kind.num_unparsed else ""
+        parts.append(f"{kind.sentence()}{unparsed}")
+    return f"{judge} beside {reference}: {'. '.join(parts)}."

@@ -1,0 +1,139 @@
+"""Every option of an evaluation, typed and frozen; the file is read as a training recipe's is (recipe_file.py).
+
+Not here: what the options do (evaluation/). No JAX.
+
+    recipe = load_evaluation_recipe("configs/evaluation/published.yaml", ["statistics.resamples=1000"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from zephyr_jax import recipe_file, yaml_nodes
+from zephyr_jax.recipe import Flag, FolderName, Options, Seed, Text
+
+
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Files = Annotated[tuple[Text, ...], BeforeValidator(_several), Field(min_length=1)]
+
+
+class StatisticsOptions(Options):
+    """How intervals and p-values are drawn.
+
+    Attributes:
+      level: of the intervals; a difference with p > 1 - level is called noise.
+      resamples: of the bootstrap, and changes of sign of the paired test.
+    """
+
+    level: Annotated[float, Field(strict=True, gt=0.5, lt=1)] = 0.95
+    resamples: Annotated[int, Field(strict=True, ge=100)] = 10_000
+
+
+class LengthControlOptions(Options):
+    """The length-controlled win rate; needs scikit-learn (extra [evaluate]).
+
+    Attributes:
+      glm: AlpacaEval's published model; noreg: without the gamed baselines; minimal: without the difficulties too.
+      file: AlpacaEval's df_gamed.csv (v1; noreg takes it as well) or instruction_difficulty.csv (noreg).
+    """
+
+    glm: Literal["length_controlled_v1", "length_controlled_noreg", "length_controlled_minimal"] = (
+        "length_controlled_v1"
+    )
+    file: Text | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> LengthControlOptions:
+        problems = []
+        if self.glm != "length_controlled_minimal" and self.file is None:
+            problems.append(
+                (
+                    "file",
+                    f"got none, wanted AlpacaEval's df_gamed.csv for {self.glm} (length_controlled_minimal needs none)",
+                )
+            )
+        if self.glm == "length_controlled_minimal" and self.file is not None:
+            problems.append(("file", "got a value, but length_controlled_minimal reads none; leave it out"))
+        recipe_file.raise_problems(problems)
+        return self
+
+
+class AlpacaEvalOptions(Options):
+    """AlpacaEval from stored annotations.
+
+    Attributes:
+      annotations: files of annotations, in AlpacaEval's format.
+      length_control: null: plain win rates only.
+    """
+
+    annotations: Files
+    length_control: LengthControlOptions | None = None
+
+
+class MtBenchOptions(Options):
+    """MT-Bench from stored judgments.
+
+    Attributes:
+      questions: FastChat's question.jsonl: the categories.
+      judgments: files of gradings and pairs, in FastChat's format.
+      published: show published models beside ours.
+    """
+
+    questions: Text
+    judgments: Files
+    published: Flag = True
+
+
+class AgreementOptions(Options):
+    """How a judge's stored judgments agree with a reference's on the items that both judged.
+
+    Attributes:
+      judge: its files.
+      reference: files of a judge that is trusted more, such as GPT-4.
+    """
+
+    judge: Files
+    reference: Files
+
+
+class EvaluationRecipe(Options):
+    """One evaluation; its results are in output_dir/name/evaluation.
+
+    Attributes:
+      seed: of intervals and p-values.
+      report: write report.html too, which needs matplotlib (extra [report]).
+    """
+
+    name: FolderName
+    output_dir: Text = "runs"
+    seed: Seed = 42
+    report: Flag = True
+    statistics: StatisticsOptions = StatisticsOptions()
+    alpaca_eval: AlpacaEvalOptions | None = None
+    mt_bench: MtBenchOptions | None = None
+    agreement: tuple[AgreementOptions, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> EvaluationRecipe:
+        if self.alpaca_eval is None and self.mt_bench is None and not self.agreement:
+            recipe_file.raise_problems(
+                [("", "has none of the blocks alpaca_eval, mt_bench, agreement; wanted at least one")]
+            )
+        return self
+
+
+def load_evaluation_recipe(path: str | Path, overrides: Sequence[str] = ()) -> EvaluationRecipe:
+    """Reads a recipe and applies overrides; see `load_recipe`."""
+    return recipe_file.read_options(EvaluationRecipe, path, overrides=overrides)
+
+
+def evaluation_recipe_to_yaml(recipe: EvaluationRecipe) -> str:
+    """The recipe as a YAML text with every key, which `load_evaluation_recipe` reads back as an equal recipe."""
+    return yaml_nodes.to_yaml(recipe.model_dump(mode="json", exclude_none=True))
