@@ -37,15 +37,27 @@ LEVELS = {
     "data": 5,
     "base": 6,
 }
-BASE = ("", "cli", "recipe", "feedback_recipe", "recipe_file", "yaml_nodes", "records", "launchers", "hub", "peers")
+BASE = (
+    "",
+    "cli",
+    "recipe",
+    "feedback_recipe",
+    "evaluation_recipe",
+    "recipe_file",
+    "yaml_nodes",
+    "records",
+    "launchers",
+    "hub",
+    "peers",
+)
 WITHOUT_JAX = (*BASE[1:], "data", "reporting")
 JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 
 # Foreign library -> the modules (or folders) that may import it.
 DOORS = {
     "ruamel": ("yaml_nodes",),
-    "pydantic": ("recipe", "feedback_recipe", "recipe_file"),
-    "pydantic_core": ("recipe", "feedback_recipe", "recipe_file"),
+    "pydantic": ("recipe", "feedback_recipe", "evaluation_recipe", "recipe_file"),
+    "pydantic_core": ("recipe", "feedback_recipe", "evaluation_recipe", "recipe_file"),
     "datasets": ("data",),
     "tensorflow_datasets": ("data",),
     "pyarrow": ("data",),

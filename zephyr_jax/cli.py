@@ -30,6 +30,8 @@ COMMANDS = {
     "data_report": "preferences as one HTML page: lengths, scores, length bias, who wins, examples",
     "decontaminate": "rows of training files that overlap with evaluation sets, and the others",
     "feedback": "AI feedback: models answer, a teacher scores, pairs come out",
+    "evaluate": "AlpacaEval and MT-Bench with intervals, from stored judgments",
+    "judge_agreement": "how far a judge agrees with one that is trusted more",
     "export": "a checkpoint as a Hugging Face folder",
     "bench": "step time, tokens/s, MFU and memory of a recipe on the devices at hand",
 }
@@ -137,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<15}{summary}" for name, summary in COMMANDS.items()]
+    lines = [f"  {name:<17}{summary}" for name, summary in COMMANDS.items()]
     return "\n".join(
         [
             "usage: zephyr COMMAND ...   (or: python -m zephyr_jax.COMMAND ...)",

@@ -15,10 +15,12 @@ from zephyr_jax.reporting.plots import Picture, _bin_edges
 def a_picture(name: str = "p") -> str:
     pytest.importorskip("matplotlib", reason="pictures need matplotlib (extra [report])")
     values = np.arange(1.0, 200.0)
-    picture = Picture(3, name=name, label='One "quoted" & <marked>')
+    picture = Picture(5, name=name, label='One "quoted" & <marked>')
     picture.histogram({"a": values, "b": values / 2}, title="t", x_label="x", log=True)
     picture.intervals([1, 2], [50, 60], [40, 50], [60, 70], title="t", x_label="x", y_label="y", level=50, log=True)
     picture.bubbles(values, values % 7, title="t", x_label="x", y_label="y")
+    picture.named_intervals([("a", 5, 4, 6), ("b", 7, 6, 9)], title="t", x_label="x", level=6)
+    picture.radar(["north", "east", "south"], {"a": [1, 2, 3]}, {"b": [3, 2, 1]}, title="t", top=4)
     return picture.svg()
 
 

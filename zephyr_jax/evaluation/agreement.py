@@ -184,13 +184,13 @@ def read_judge(sources: Iterable[str]) -> Judgments:
                 _put_review(judgments.verdicts, row, location)
             else:
                 judgment = parse_judgment(row, location)
-                key = ("question", judgment.question_id, judgment.turn)
+                item: Key = ("question", judgment.question_id, judgment.turn)
                 if isinstance(judgment, Grading):
                     score = None if judgment.score == UNPARSED else judgment.score
-                    judgments.gradings.setdefault((*key, judgment.model), []).append(score)
+                    judgments.gradings.setdefault((*item, judgment.model), []).append(score)
                 else:
                     value = {"model_1": 1.0, "model_2": -1.0, "tie": 0.0, "error": None}[outcome(judgment)]
-                    _put(judgments.verdicts, key, (judgment.model_1, judgment.model_2), value, None)
+                    _put(judgments.verdicts, item, (judgment.model_1, judgment.model_2), value, None)
     return judgments
 
 

@@ -85,6 +85,7 @@ def _mt_bench_section(results: MtBenchResults, level: float) -> Html:
             _html_table(tables.category_table(results)),
         ]
     if results.pairs:
+        parts.append(element("p", "Two answers judged against each other, in both orders:", class_="soft"))
         parts.append(_html_table(tables.pair_table(results)))
     return section("MT-Bench", *parts, bullets(tables.mt_bench_sentences(results)))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -172,8 +172,8 @@ class Picture:
     def radar(
         self,
         spokes: Sequence[str],
-        series: dict[str, Sequence[float]],
-        beside: dict[str, Sequence[float]],
+        series: Mapping[str, Sequence[float]],
+        beside: Mapping[str, Sequence[float]],
         *,
         title: str,
         top: float,
@@ -203,15 +203,15 @@ class Picture:
         for (x, y), name in zip(rim.T, spokes, strict=True):
             axes.plot([0, x], [0, y], color=LINE, linewidth=0.8)
             side = "center" if abs(x) < 0.1 else "left" if x > 0 else "right"
-            axes.text(1.07 * x, 1.07 * y, name, ha=side, va="center", color=INK, fontsize=9)
+            axes.text(1.1 * x, 1.1 * y, name, ha=side, va="center", color=INK, fontsize=9)
         for (name, values), style in zip(beside.items(), ("--", ":", "-.", (0, (1, 3))), strict=False):
             axes.plot(*outline(values), color=INK, linestyle=style, linewidth=1.1, alpha=0.75, label=name)
         for (name, values), colour in zip(series.items(), (FIRST, SECOND), strict=False):
             axes.plot(*outline(values), color=colour, linewidth=1.8, marker="o", markersize=3.5, label=name)
             axes.fill(*outline(values), color=colour, alpha=0.13)
-        axes.set_xlim(-1.5, 1.5)
-        axes.set_ylim(-1.15, 1.15)
-        axes.legend(frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.set_xlim(-1.8, 3.4)  # the legend stands to the right of the names
+        axes.set_ylim(-1.2, 1.2)
+        axes.legend(frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(0.66, 0.5))
 
     def svg(self) -> Html:
         """The picture as one `svg` element."""
