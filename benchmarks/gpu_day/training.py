@@ -23,7 +23,7 @@ from zephyr_jax.recipe import ModelShape, Recipe, load_recipe
 from zephyr_jax.stages.ddpo import ddpo_batches, load_ddpo_data
 from zephyr_jax.stages.start import Run, check_start_model, open_run
 from zephyr_jax.stages.timing import time_stages
-from zephyr_jax.stages.timing_report import timing_report
+from zephyr_jax.stages.timing_report import measured_ceiling, timing_report
 from zephyr_jax.training.objectives import score_pairs
 
 HERE = Path(__file__).resolve().parent
@@ -49,8 +49,9 @@ def measure_stage(sizes: Sizes, record: Record, *, stage: str) -> None:
         run = open_run(recipe)
         check_start_model(run)
         with jax.set_mesh(run.mesh):
+            ceiling = measured_ceiling(run)
             for timing in time_stages(run, num_steps=sizes.num_steps):
-                report = timing_report(run, [timing], config="benchmarks/gpu_day/recipe.yaml")
+                report = timing_report(run, [timing], config="benchmarks/gpu_day/recipe.yaml", ceiling=ceiling)
                 figures = report["stages"][timing.name]
                 shared = {name: value for name, value in report.items() if name not in ("stages", "config")}
                 record({"stage": timing.name} | figures | shared | beside_plan(timing.name, figures, planned_stages()))

@@ -26,13 +26,26 @@ MOST_CEILING_TOKENS = {"cpu": 1024}  # a larger product is no faster there, and 
 ACCELERATOR_CEILING_TOKENS = 8192
 
 
-def timing_report(run: Run, timings: Sequence[Timing], *, config: str) -> dict[str, Any]:
+def measured_ceiling(run: Run) -> float:
+    """FLOP/s that the model's widest matmul reaches on one device just now; of several the highest counts."""
+    shape, device = base_model(run).shape, run.mesh.devices.flat[0]
+    say(f"measuring what {run.recipe.model.compute_dtype} matmuls reach on {device.device_kind}")
+    return matmul_ceiling(
+        run.recipe.model.compute_dtype,
+        num_tokens=MOST_CEILING_TOKENS.get(device.platform, ACCELERATOR_CEILING_TOKENS),
+        width=shape.hidden_size,
+        num_features=shape.intermediate_size,
+    )
+
+
+def timing_report(run: Run, timings: Sequence[Timing], *, config: str, ceiling: float) -> dict[str, Any]:
     """All figures of the measured stages.
 
     Args:
       run: the run.
       timings: what was measured.
       config: the recipe's file, to name it.
+      ceiling: of `measured_ceiling`.
 
     Returns:
       A dict of JSON values; FLOP/s and shares are of one device.
@@ -42,13 +55,6 @@ def timing_report(run: Run, timings: Sequence[Timing], *, config: str) -> dict[s
     chip = chip_at_hand(devices[0].device_kind)
     # The pretended devices of a CPU share its cores, so that one of them reaches what all of them do.
     num_sharing = 1 if devices[0].platform == "cpu" else len(devices)
-    say(f"measuring what {dtype} matmuls reach on {devices[0].device_kind}")
-    ceiling = matmul_ceiling(
-        dtype,
-        num_tokens=MOST_CEILING_TOKENS.get(devices[0].platform, ACCELERATOR_CEILING_TOKENS),
-        width=shape.hidden_size,
-        num_features=shape.intermediate_size,
-    )
     peak = chip.peak_flops[dtype] if chip else None
     return {
         "config": config,
