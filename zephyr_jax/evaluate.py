@@ -1,6 +1,7 @@
 """Scores of chat models with how sure they are: AlpacaEval 1 and 2, MT-Bench, and how far their judges agree.
 
-From stored annotations and judgments. Writes OUTPUT_DIR/NAME/evaluation/{recipe.yaml,results.json,report.html}.
+From stored annotations and judgments. Writes OUTPUT_DIR/NAME/evaluation/{recipe.yaml,results.json,report.html},
+and mt_bench/ in FastChat's formats where answers are judged.
 
     python -m zephyr_jax.evaluate --config configs/evaluation/published.yaml
 """
@@ -58,6 +59,9 @@ def _run(arguments: argparse.Namespace) -> None:
     for name, content in written.items():
         with open_output(folder / name, option="output_dir") as file:
             file.write(content)
+    if results.mt_bench and results.mt_bench.judged:
+        results.mt_bench.judged.write(folder / "mt_bench")
+        written["mt_bench/"] = ""
     print(text if arguments.json else text_of(results))
     print(f"evaluate: {', '.join(written)} in {folder}", file=sys.stderr)
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from zephyr_jax import recipe_file, yaml_nodes
-from zephyr_jax.recipe import Flag, FolderName, Options, Seed, Text
+from zephyr_jax.recipe import Count, Flag, FolderName, Options, Seed, Text
 
 
 def _several(value: Any) -> Any:
@@ -77,18 +77,46 @@ class AlpacaEvalOptions(Options):
     length_control: LengthControlOptions | None = None
 
 
+class BenchJudgingOptions(Options):
+    """Judging stored answers anew, by a judge that says again what is stored of it.
+
+    Attributes:
+      answers: files of answers, in FastChat's format.
+      prompts: FastChat's judge_prompts.jsonl.
+      references: answers that math, reasoning and coding are judged beside, in FastChat's format.
+      replay: files of one judge's judgments; an answer whose very prompt is not in them stays without a judgment.
+      mode: single: each answer is graded; pair: two models' answers are compared in both orders.
+      max_tries: judgments asked for until one can be parsed.
+    """
+
+    answers: Files
+    prompts: Text
+    references: Text | None = None
+    replay: Files
+    mode: Literal["single", "pair"] = "single"
+    max_tries: Count = 2
+
+
 class MtBenchOptions(Options):
-    """MT-Bench from stored judgments.
+    """MT-Bench from judgments, stored ones or those of a judge, or both.
 
     Attributes:
       questions: FastChat's question.jsonl: the categories.
       judgments: files of gradings and pairs, in FastChat's format.
+      judging: has answers judged; they and the judgments are written beside the results.
       published: show published models beside ours.
     """
 
     questions: Text
-    judgments: Files
+    judgments: Files | None = None
+    judging: BenchJudgingOptions | None = None
     published: Flag = True
+
+    @model_validator(mode="after")
+    def _check(self) -> MtBenchOptions:
+        if self.judgments is None and self.judging is None:
+            recipe_file.raise_problems([("", "has neither judgments nor judging; wanted at least one")])
+        return self
 
 
 class AgreementOptions(Options):

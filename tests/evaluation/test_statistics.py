@@ -29,7 +29,7 @@ def test_the_standard_error_of_single_items_is_the_textbooks() -> None:
 def test_an_item_said_twice_makes_the_mean_no_surer() -> None:
     values = np.random.default_rng(0).normal(5, 2, 40)
     once = estimate_mean(values, sampling=FEW)
-    twice = estimate_mean(np.repeat(values, 2), groups=[g for g in range(40) for _ in range(2)], sampling=FEW)
+    twice = estimate_mean(np.repeat(values, 2), groups=[f"{g:02}" for g in range(40) for _ in "ab"], sampling=FEW)
     unaware = estimate_mean(np.repeat(values, 2), sampling=FEW)
     assert twice.mean == pytest.approx(once.mean) and (twice.num_items, twice.num_groups) == (80, 40)
     assert twice.standard_error == pytest.approx(once.standard_error) and twice.low == pytest.approx(once.low)
@@ -59,6 +59,12 @@ def test_the_same_seed_gives_the_same_interval_however_it_is_drawn(monkeypatch) 
     monkeypatch.setattr("zephyr_jax.evaluation.statistics._DRAWS_AT_ONCE", 100)
     assert estimate_mean(values, sampling=FEW) == whole
     assert estimate_mean(values, sampling=Sampling(resamples=2000, seed=1)).low != whole.low
+
+
+def test_the_order_of_rows_does_not_matter() -> None:
+    values, groups = [1.0, 5.0, 2.0, 7.0, 3.0, 3.0], ["a", "b", "a", "c", "d", "d"]
+    turned = estimate_mean(values[::-1], groups=groups[::-1], sampling=FEW)
+    assert estimate_mean(values, groups=groups, sampling=FEW) == turned
 
 
 def test_any_statistic_can_be_drawn_anew() -> None:

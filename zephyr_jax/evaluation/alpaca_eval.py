@@ -198,7 +198,7 @@ def win_rate(annotations: Sequence[Annotation], *, sampling: Sampling) -> WinRat
       InputError: no judgment could be parsed.
     """
     first = annotations[0]
-    scores_N = np.array(list(scores_by_instruction(annotations).values()))
+    scores_N = np.array([score for _, score in sorted(scores_by_instruction(annotations).items(), key=str)])
     if not len(scores_N):
         raise InputError(
             f"{first.location}: none of the {len(annotations)} judgments of {first.model} against {first.baseline} has "

@@ -146,7 +146,9 @@ def pair_result(judgments: Sequence[PairJudgment], *, sampling: Sampling) -> Pai
         ties=counts["tie"],
         num_errors=counts["error"],
         estimate=estimate_mean(scores, groups=[j.question_id for j, _ in parsed], sampling=sampling),
-        p_value=sign_flip_p_value(np.array(list(by_question.values())), sampling=sampling),
+        p_value=sign_flip_p_value(
+            np.array([by_question[question] for question in sorted(by_question)]), sampling=sampling
+        ),
         same_verdict=share_of(sum(j.verdicts[0] == j.verdicts[1] for j, _ in parsed), len(parsed)),
         first_shown=places["first"],
         second_shown=places["second"],

@@ -8,6 +8,7 @@ from typing import Any
 
 from zephyr_jax.evaluation import alpaca_eval, mt_bench, pairwise
 from zephyr_jax.evaluation.agreement import GradingAgreement, VerdictAgreement, agreement, read_judge
+from zephyr_jax.evaluation.bench_run import JudgedBench, judge_bench
 from zephyr_jax.evaluation.fastchat_files import read_judgments, read_questions
 from zephyr_jax.evaluation.length_control import LengthControlled, length_controlled_win_rate, read_length_data
 from zephyr_jax.evaluation.statistics import Comparison, Sampling, compare
@@ -42,6 +43,7 @@ class MtBenchResults:
     comparisons: tuple[Comparison, ...]
     pairs: tuple[pairwise.PairResult, ...]
     with_published: bool
+    judged: JudgedBench | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -49,6 +51,7 @@ class MtBenchResults:
             "models": [score.as_dict() for score in self.scores],
             "comparisons": [comparison.as_dict() for comparison in self.comparisons],
             "pairs": [pair.as_dict() for pair in self.pairs],
+            "num_unanswered": self.judged.num_unanswered if self.judged else 0,
         }
 
 
@@ -134,18 +137,22 @@ def _alpaca_eval(options: AlpacaEvalOptions, sampling: Sampling) -> AlpacaEvalRe
 
 
 def _mt_bench(options: MtBenchOptions, sampling: Sampling) -> MtBenchResults:
-    category_of = {question.question_id: question.category for question in read_questions(options.questions)}
-    gradings, pairs = read_judgments(options.judgments)
+    questions = read_questions(options.questions)
+    category_of = {question.question_id: question.category for question in questions}
+    gradings, pairs = read_judgments(options.judgments or ())
+    judged = judge_bench(options.judging, questions, seed=sampling.seed) if options.judging else None
+    if judged:
+        gradings, pairs = [*gradings, *judged.gradings], [*pairs, *judged.pairs]
     graded = {
         key: (rows, score)
         for key, rows in mt_bench.by_model(gradings).items()
         if (score := mt_bench.bench_score(rows, category_of, sampling=sampling))
     }
-    judged = [pairwise.pair_result(rows, sampling=sampling) for rows in pairwise.by_contest(pairs).values()]
-    results = tuple(result for result in judged if result)
+    compared = [pairwise.pair_result(rows, sampling=sampling) for rows in pairwise.by_contest(pairs).values()]
+    results = tuple(result for result in compared if result)
     if not graded and not results:
         raise InputError(
-            f"mt_bench.judgments {', '.join(options.judgments)}: none of the {len(gradings)} gradings has a rating, "
+            f"mt_bench {', '.join(options.judgments or ())}: none of the {len(gradings)} gradings has a rating, "
             f"and none of the {len(pairs)} pairs two verdicts; wanted some that could be parsed"
         )
     comparisons = [
@@ -162,6 +169,7 @@ def _mt_bench(options: MtBenchOptions, sampling: Sampling) -> MtBenchResults:
         comparisons=tuple(found for found in comparisons if found),
         pairs=results,
         with_published=options.published,
+        judged=judged,
     )
 
 

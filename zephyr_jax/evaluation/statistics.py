@@ -1,7 +1,7 @@
 """How sure a score is: means with intervals, two models on the same items, and whether a difference is noise.
 
 Items of one question (its two turns, repeated judgments) are not independent: they belong to one group, and groups are
-what is drawn anew or has its sign changed. Every draw hangs on the seed alone.
+what is drawn anew or has its sign changed. Every draw hangs on the seed alone, not on the order of rows.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class Estimate:
 
 
 def _grouped(values: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | None) -> tuple[np.ndarray, np.ndarray]:
-    """[G] sums and [G] counts of the groups, in the order of their first items."""
+    """[G] sums and [G] counts of the groups, in the order of their names; without groups, in that of the items."""
     array = np.asarray(values, float)
     if groups is None:
         return array, np.ones(len(array))
-    place = {group: index for index, group in enumerate(dict.fromkeys(groups))}
+    place = {group: index for index, group in enumerate(sorted(set(groups), key=str))}
     index_N = np.array([place[group] for group in groups], np.int64)
     return np.bincount(index_N, array, len(place)), np.bincount(index_N, minlength=len(place)).astype(float)
 
@@ -171,7 +171,7 @@ def compare(
     Returns:
       The comparison; None where they have no item in common.
     """
-    common = [item for item in first[1] if item in second[1]]
+    common = sorted((item for item in first[1] if item in second[1]), key=str)
     if not common:
         return None
     differences_N = np.array([first[1][item] - second[1][item] for item in common])

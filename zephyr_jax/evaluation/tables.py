@@ -172,6 +172,11 @@ def mt_bench_sentences(results: MtBenchResults) -> list[str]:
                 f"{score.judge} graded {score.model} {len(score.rounds)} times ({rounds}): standard deviation "
                 f"{score.judge_spread:.2f} between rounds."
             )
+    if results.judged and results.judged.num_unanswered:
+        sentences.append(
+            f"{results.judged.judge} gave no judgment at all on {results.judged.num_unanswered} items that it was "
+            "asked about."
+        )
     return sentences + [sentence for pair in results.pairs for sentence in _pair_sentences(pair)]
 
 

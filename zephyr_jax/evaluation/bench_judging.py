@@ -1,0 +1,159 @@
+"""Has a judge grade answers to MT-Bench, or compare two models' answers in both orders; the result is FastChat's rows.
+
+A judgment without a rating is asked for again, with another seed and a higher temperature; one that stays so is kept
+with the score -1 (a verdict with `error`), so that it is counted and dropped. Whoever answers stands behind `ask`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from zephyr_jax.evaluation.bench_prompts import WITH_REFERENCE, JudgePrompt, Mode, judge_messages, prompt_name
+from zephyr_jax.evaluation.fastchat_files import UNPARSED, Grading, ModelAnswer, PairJudgment, Question
+from zephyr_jax.evaluation.mt_bench import parse_rating
+from zephyr_jax.evaluation.pairwise import parse_verdict
+from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, derived_seed
+from zephyr_jax.records import InputError, Message
+
+MAX_JUDGMENT_TOKENS = 2048
+RETRY_TEMPERATURE = 0.7
+Ask = Callable[[ChatRequest], Awaitable[Reply]]
+# Game 1 shows model_1 as A, game 2 model_2.
+_WINNERS = ({"A": "model_1", "B": "model_2"}, {"A": "model_2", "B": "model_1"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What is judged, and how.
+
+    Attributes:
+      questions: in their order.
+      prompts: FastChat's judge prompts by name.
+      references: question -> the turns of its reference answer.
+      judge: the judge's name, for the rows.
+      max_tries: judgments asked for until one can be parsed.
+      seed: of the run.
+      clock: seconds since 1970.
+    """
+
+    questions: Sequence[Question]
+    prompts: Mapping[str, JudgePrompt]
+    references: Mapping[int, Sequence[str]]
+    judge: str
+    max_tries: int = 2
+    seed: int = 42
+    clock: Callable[[], float] = time.time
+
+    def messages(
+        self, mode: Mode, question: Question, answers: Sequence[Sequence[str]], turn: int
+    ) -> tuple[str, tuple[Message, ...]]:
+        """The name of the prompt, and the prompt filled in.
+
+        Raises:
+          InputError: the prompt, a reference or a turn of an answer is missing.
+        """
+        name = prompt_name(mode, question.category, turn)
+        if name not in self.prompts:
+            raise InputError(f"mt_bench.judging.prompts: has no prompt {name!r} (it has {', '.join(self.prompts)})")
+        reference = self.references.get(question.question_id) if question.category in WITH_REFERENCE else None
+        return name, judge_messages(self.prompts[name], question, answers, reference, turn=turn)
+
+
+def answers_by_question(answers: Sequence[ModelAnswer], bench: Bench, *, model: str) -> dict[int, Sequence[str]]:
+    """Question -> the turns of one model's first choice.
+
+    Raises:
+      InputError: a question of the bench, or a turn of it, has no answer.
+    """
+    found: dict[int, Sequence[str]] = {
+        answer.question_id: answer.choices[0] for answer in answers if answer.model == model
+    }
+    for question in bench.questions:
+        turns = found.get(question.question_id)
+        if turns is None or len(turns) < len(question.turns):
+            raise InputError(
+                f"mt_bench.judging.answers: {model} has {len(turns or ())} turns of an answer to question "
+                f"{question.question_id}, wanted {len(question.turns)}"
+            )
+    return found
+
+
+def grading_jobs(
+    bench: Bench, model: str, answers: Mapping[int, Sequence[str]], ask: Ask, *, repetition: int = 0
+) -> list[Callable[[], Awaitable[Grading | None]]]:
+    """A job a turn of a question: it grades one answer; None where the judge did not answer at all."""
+
+    def job(question: Question, turn: int) -> Callable[[], Awaitable[Grading | None]]:
+        async def run() -> Grading | None:
+            name, messages = bench.messages("single", question, [answers[question.question_id]], turn)
+            parts = (model, question.question_id, turn, repetition)
+            judgment = await _judged(bench, ask, messages, lambda text: parse_rating(text) != UNPARSED, parts)
+            if judgment is None:
+                return None
+            return Grading(
+                question.question_id, model, bench.judge, name, messages[-1]["content"], judgment,
+                parse_rating(judgment), turn, bench.clock(),
+            )  # fmt: skip
+
+        return run
+
+    return [job(question, turn) for question in bench.questions for turn in range(1, len(question.turns) + 1)]
+
+
+def pair_jobs(
+    bench: Bench,
+    models: tuple[str, str],
+    answers: tuple[Mapping[int, Sequence[str]], Mapping[int, Sequence[str]]],
+    ask: Ask,
+) -> list[Callable[[], Awaitable[PairJudgment | None]]]:
+    """A job a turn of a question: it has two answers compared in both orders; None where the judge did not answer."""
+
+    def job(question: Question, turn: int) -> Callable[[], Awaitable[PairJudgment | None]]:
+        async def run() -> PairJudgment | None:
+            shown = [given[question.question_id] for given in answers]
+            name, verdicts, prompts, judgments = "", [], [], []
+            for game, winners in enumerate(_WINNERS):
+                name, messages = bench.messages("pair", question, shown if game == 0 else shown[::-1], turn)
+                parts = (*models, question.question_id, turn, game)
+                judgment = await _judged(bench, ask, messages, lambda text: parse_verdict(text) != "error", parts)
+                if judgment is None:
+                    return None
+                verdict = parse_verdict(judgment)
+                verdicts.append(winners.get(verdict, verdict))
+                prompts.append(messages[-1]["content"])
+                judgments.append(judgment)
+            return PairJudgment(
+                question.question_id, *models, bench.judge, name, (verdicts[0], verdicts[1]), (prompts[0], prompts[1]),
+                (judgments[0], judgments[1]), turn, bench.clock(),
+            )  # fmt: skip
+
+        return run
+
+    return [job(question, turn) for question in bench.questions for turn in range(1, len(question.turns) + 1)]
+
+
+async def _judged(
+    bench: Bench,
+    ask: Ask,
+    messages: tuple[Message, ...],
+    can_be_used: Callable[[str], bool],
+    parts: tuple[object, ...],
+) -> str | None:
+    """The first judgment that can be used, else the last there was; None where there was none."""
+    judgment = None
+    for attempt in range(bench.max_tries):
+        request = ChatRequest(
+            messages,
+            max_tokens=MAX_JUDGMENT_TOKENS,
+            temperature=0.0 if attempt == 0 else RETRY_TEMPERATURE,
+            seed=derived_seed(bench.seed, *parts, attempt),
+        )
+        try:
+            judgment = (await ask(request)).text
+        except CallFailed:
+            return judgment
+        if can_be_used(judgment):
+            return judgment
+    return judgment
