@@ -227,15 +227,15 @@ def test_ddpo_is_the_same_on_one_device_and_on_many(mesh, on_one_device):
     assert_close(state.params, alone.params, tolerance=5e-4)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("platform, remat", [("cpu", "attention"), ("gpu", "attention"), ("gpu", "none")])
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-5), ("bfloat16", 0.03)])
-def test_blockwise_attention_is_the_same_on_sixteen_devices(dtype, tolerance, platform, monkeypatch):
+def test_blockwise_attention_is_the_same_on_sixteen_devices(dtype, tolerance, platform, remat, monkeypatch):
     """Rows of 64 tokens in blocks of 16, heads split over `tensor`, attention's results kept for the backward pass.
 
-    The program for GPUs casts the weights before the layers, and visits all causal blocks.
+    The program for GPUs casts the weights before the layers, gathers each once a pass, and visits all causal blocks.
     """
     monkeypatch.setattr(blockwise_attention, "MAX_BLOCK_TOKENS", 16)
-    objective = dpo(settings=ModelSettings(dtype, "blockwise", "attention", platform))
+    objective = dpo(settings=ModelSettings(dtype, "blockwise", remat, platform))
     sgd = optax.sgd(0.5)
     one, many = (
         run_steps(objective, _dpo_batches(), optimizer=sgd, mesh=mesh)

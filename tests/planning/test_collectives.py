@@ -81,6 +81,7 @@ def test_a_loop_of_unknown_length_is_said():
         ("mesh['a'=8] {'a':(2)4}", "fsdp"),
         ("mesh['a'=8] {'a':(1)2}", "data"),
         ("mesh['a'=4,'b'=2], device_ids=(0,4,1,5,2,6,3,7) {'b'}", "data"),
+        ("mesh['a'=1,'b'=4,'c'=2], device_ids=([2,4]T(1,0)) {'b'}", "fsdp"),
         ("mesh['a'=2,'b'=4] {'a','b'}", "data+fsdp"),
         ("mesh['a'=2,'b'=4] {'b':(1)2}", "devices"),
     ],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from zephyr_jax.model.attention import attention
+from zephyr_jax.model.visibility import Coordinates
 from zephyr_jax.planning.flops import count_flops
 
 A, B = jnp.zeros((3, 5)), jnp.zeros((5, 7))
@@ -45,3 +47,18 @@ def test_recomputation_is_counted():
 
     assert _flops(jax.grad(loss), A, B) == 2 * 210
     assert _flops(jax.grad(jax.checkpoint(loss)), A, B) == 3 * 210
+
+
+def test_the_products_that_a_kernel_hides_are_counted_by_formula():
+    """2 rows of 1024, 8 heads of 64: 2 x 64 FLOPs for each of 1024 x 1025 / 2 pairs; forward 2 products, backward 7."""
+    where = Coordinates(*(jnp.zeros((2, 1024), jnp.int32),) * 3)
+    q, k = (jax.ShapeDtypeStruct((2, 1024, heads, 64), jnp.bfloat16) for heads in (8, 2))
+
+    def total(q, k, v):
+        out = attention(q, k, v, query=where, key=where, window=None, implementation="pallas")
+        return jnp.sum(out.astype(jnp.float32))
+
+    product = 2 * 8 * 2 * 64 * 1024 * 1025 // 2
+    assert _flops(total, q, k, k) == 2 * product
+    count = count_flops(jax.make_jaxpr(jax.grad(total, argnums=(0, 1, 2)))(q, k, k))
+    assert (count.flops, count.unknown_kernels) == (9 * product, set())

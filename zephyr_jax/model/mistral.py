@@ -10,6 +10,7 @@ L layers.
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,6 +24,7 @@ from zephyr_jax.model.attention_rule import choose_attention, platform_here
 from zephyr_jax.model.blockwise_attention import SAVED_NAMES, Blocks
 from zephyr_jax.model.linear import SAVED_PRODUCTS, linear, rms_norm
 from zephyr_jax.model.pallas_attention import Visits
+from zephyr_jax.model.placement import COLUMNS, gathered, keeps_all_but_gathered, over_rows, placed
 from zephyr_jax.model.visibility import Coordinates
 from zephyr_jax.recipe import ModelShape, RowLayout
 
@@ -97,6 +99,16 @@ def rotate(x_BTNH: jax.Array, cos_BT1H: jax.Array, sin_BT1H: jax.Array) -> jax.A
     return jnp.concatenate(turned, axis=-1).astype(x_BTNH.dtype)
 
 
+def _weight(module: Attention | FeedForward, name: str, sizes: tuple[int, ...]) -> jax.Array:
+    """A layer's weight, ready for its products."""
+    weight = module.param(name, nn.initializers.normal(INITIALIZER_STDDEV), sizes)
+    if module.settings.platform == "cpu":  # where every product casts it: what was gathered would be float32
+        return weight
+    path = f"layers/{module.name}/{name}"
+    spec = next(spec for pattern, spec in PARTITION_RULES if re.fullmatch(pattern, path))
+    return gathered(weight, PartitionSpec(*spec[1:]))  # the layers' axis is the scan's
+
+
 class Attention(nn.Module):
     """Projections, RoPE, attention over the row, output projection."""
 
@@ -105,12 +117,12 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD, shared: Shared):
-        s, init = self.shape, nn.initializers.normal(INITIALIZER_STDDEV)
+        s = self.shape
         D, N, K, H = s.hidden_size, s.num_attention_heads, s.num_key_value_heads, s.head_dim
-        query_DNH = self.param("query", init, (D, N, H))
-        key_DKH = self.param("key", init, (D, K, H))
-        value_DKH = self.param("value", init, (D, K, H))
-        output_NHD = self.param("output", init, (N, H, D))
+        query_DNH = _weight(self, "query", (D, N, H))
+        key_DKH = _weight(self, "key", (D, K, H))
+        value_DKH = _weight(self, "value", (D, K, H))
+        output_NHD = _weight(self, "output", (N, H, D))
         q_BTNH = rotate(_heads(x_BTD, query_DNH), shared.cos_BT1H, shared.sin_BT1H)
         k_BSKH = rotate(_heads(x_BTD, key_DKH), shared.cos_BT1H, shared.sin_BT1H)
         v_BSKH = _heads(x_BTD, value_DKH)
@@ -137,13 +149,16 @@ class FeedForward(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x)) (arXiv:2002.05202, eq. 6)."""
 
     shape: ModelShape
+    settings: ModelSettings
 
     @nn.compact
     def __call__(self, x_BTD):
-        init, D, F = nn.initializers.normal(INITIALIZER_STDDEV), self.shape.hidden_size, self.shape.intermediate_size
-        gate_DF = self.param("gate", init, (D, F))
-        up_DF = self.param("up", init, (D, F))
-        down_FD = self.param("down", init, (F, D))
+        D, F = self.shape.hidden_size, self.shape.intermediate_size
+        gate_DF, up_DF, down_FD = (
+            _weight(self, "gate", (D, F)),
+            _weight(self, "up", (D, F)),
+            _weight(self, "down", (F, D)),
+        )
         gate_BTF = linear(x_BTD, gate_DF, GATE_AND_UP)
         up_BTF = linear(x_BTD, up_DF, GATE_AND_UP)
         return linear(nn.silu(gate_BTF) * up_BTF, down_FD)
@@ -173,7 +188,7 @@ class Block(nn.Module):
         mixed_BTD = Attention(self.shape, self.settings, name="attention")(normed_BTD, shared)
         x_BTD = x_BTD + mixed_BTD
         normed_BTD = Scale(self.shape, name="mlp_norm")(x_BTD)
-        return x_BTD + FeedForward(self.shape, name="mlp")(normed_BTD), None
+        return x_BTD + FeedForward(self.shape, self.settings, name="mlp")(normed_BTD), None
 
 
 class Mistral(nn.Module):
@@ -191,7 +206,7 @@ class Mistral(nn.Module):
             head_VD = self.param("head", init, (s.vocab_size, s.hidden_size))
         x_BTD = over_rows(x_BTD.astype(self.settings.compute_dtype))
         layers = nn.scan(
-            _with_remat(Block, self.settings.remat),
+            _with_remat(Block, self.settings),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
@@ -210,13 +225,18 @@ class Mistral(nn.Module):
         return Scale(s, name="final_norm")(x_BTD), head_VD
 
 
-def _with_remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
+def _with_remat(block: type[nn.Module], settings: ModelSettings) -> type[nn.Module]:
+    policies, policy = jax.checkpoint_policies, settings.remat
+    names = {"attention": (), "mlp": (GATE_AND_UP,), "dots": (GATE_AND_UP, SAVED_PRODUCTS)}
     if policy == "none":
-        return block
-    names = {"full": (), "attention": (), "mlp": (GATE_AND_UP,), "dots": (GATE_AND_UP, SAVED_PRODUCTS)}[policy]
-    policies = jax.checkpoint_policies
-    saved = policies.save_from_both_policies(policies.save_only_these_names(*SAVED_NAMES, *names), is_fused_result)
-    saved = None if policy == "full" else saved
+        if settings.platform == "cpu":
+            return block
+        saved = keeps_all_but_gathered
+    elif policy == "full":
+        saved = None
+    else:
+        named = policies.save_only_these_names(*SAVED_NAMES, *names[policy])
+        saved = policies.save_from_both_policies(named, is_fused_result)
     return nn.remat(block, policy=saved, prevent_cse=False)  # the scan already keeps XLA from undoing it
 
 
@@ -226,28 +246,28 @@ def _embed(embedding_VD: jax.Array, tokens_BT: jax.Array) -> tuple[jax.Array, ja
 
     One function of both, so that in the backward pass the rows' gradients are added to the head's in place, and no
     second array of the embedding's size is made. In bf16 the gradient of a frequent token is still summed in float32.
+
+    On a mesh each device looks up its columns of the tokens of all who share them, and the rows are exchanged for
+    columns: far less to send than the embedding.
     """
-    return embedding_VD[tokens_BT], embedding_VD
+    columns_VD = placed(embedding_VD, PartitionSpec(None, "fsdp"))
+    tokens_BT = placed(tokens_BT, PartitionSpec("data", None))
+    return over_rows(placed(columns_VD[tokens_BT], COLUMNS)), embedding_VD
 
 
 def _embed_forward(embedding_VD, tokens_BT):
-    return (embedding_VD[tokens_BT], embedding_VD), tokens_BT
+    return _embed(embedding_VD, tokens_BT), tokens_BT
 
 
 def _embed_backward(tokens_BT, gradients):
     dx_BTD, dembedding_VD = gradients
-    summed_VD = dembedding_VD.astype(jnp.float32).at[tokens_BT].add(dx_BTD.astype(jnp.float32))
+    dx_BTD, tokens_BT = placed(dx_BTD, COLUMNS), placed(tokens_BT, PartitionSpec("data", None))
+    summed_VD = placed(dembedding_VD.astype(jnp.float32), PartitionSpec(None, "fsdp"))
+    summed_VD = placed(summed_VD.at[tokens_BT].add(dx_BTD.astype(jnp.float32)), PartitionSpec("tensor", "fsdp"))
     return summed_VD.astype(dembedding_VD.dtype), None
 
 
 _embed.defvjp(_embed_forward, _embed_backward)
-
-
-def over_rows(x_BTD: jax.Array) -> jax.Array:
-    """Keeps activations split by rows, so that the compiler gathers parameters and never activations."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return x_BTD
-    return jax.lax.with_sharding_constraint(x_BTD, PartitionSpec(("data", "fsdp"), None, None))
 
 
 def cast_params(params: Params, dtype: str) -> Params:

@@ -181,12 +181,10 @@ def _groups(line: str, kind: str) -> list[list[int]]:
     listed = re.search(r"replica_groups=\{(\{.*?\})?\}", line)
     if listed:
         return _listed(listed.group(1) or "")
-    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", line)
     if iota:
-        shape, dims, order = (_integers(part) for part in iota.groups(default=""))
-        ids = np.arange(math.prod(dims)).reshape(dims)
-        return (ids.transpose(order) if order else ids).reshape(shape).tolist()
-    axes = re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*?)\}", line)
+        return _device_ids(iota.group(2)).reshape(_integers(iota.group(1))).tolist()
+    axes = re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*)\))? \{(.*?)\}", line)
     assert axes is not None, f"replica groups of a form that is not known: {line.strip()[:300]}"
     return _mesh_groups(*axes.groups())
 
@@ -208,10 +206,20 @@ def _mesh_groups(axes: str, device_ids: str | None, grouped: str) -> list[list[i
             taken.append(len(shape) - 1)
             done = pre * size
         shape.append(int(text) // done)
-    ids = np.array(_integers(device_ids)) if device_ids else np.arange(math.prod(shape))
+    ids = _device_ids(device_ids) if device_ids else np.arange(math.prod(shape))
     group_size = math.prod(shape[axis] for axis in taken)
     kept = [axis for axis in range(len(shape)) if axis not in taken]
     return ids.reshape(shape).transpose(kept + taken).reshape(-1, group_size).tolist()
+
+
+def _device_ids(text: str) -> np.ndarray:
+    """`[2,8]T(1,0)` as 0 ... 15 in two rows of eight, transposed; `0,4,1,5` as it stands."""
+    iota = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\)?)?", text)
+    if iota is None:
+        return np.array(_integers(text))
+    dims, order = _integers(iota.group(1)), _integers(iota.group(2) or "")
+    ids = np.arange(math.prod(dims)).reshape(dims)
+    return ids.transpose(order) if order else ids
 
 
 def _listed(text: str) -> list[list[int]]:

@@ -9,6 +9,7 @@ from zephyr_jax.planning.batches import AssumedBatch
 from zephyr_jax.planning.estimate import Bounds, Verdict
 from zephyr_jax.planning.machine import Machine
 from zephyr_jax.planning.programs import Program
+from zephyr_jax.planning.soundness import NeededTraffic
 from zephyr_jax.recipe import ModelShape, Recipe
 
 
@@ -31,6 +32,8 @@ class StagePlan:
       gradients: in float32, as the optimizer reads them; a part of the temporaries.
       batch_bytes: the batch's arrays.
       step: the train step's program.
+      needed: what its weights' sizes say that it sends.
+      faults: what is wrong with it, a sentence each; empty too where nothing was compiled for a GPU.
       model_flops: of all devices, without recomputation.
       verdict: of the train step; None where nothing was compiled for a GPU.
       bounds: of the train step.
@@ -52,6 +55,8 @@ class StagePlan:
     gradients: int
     batch_bytes: int
     step: Program
+    needed: NeededTraffic
+    faults: list[str]
     model_flops: float
     verdict: Verdict | None
     bounds: Bounds
@@ -66,7 +71,9 @@ class StagePlan:
     def assumptions(self) -> list[str]:
         """What was taken for granted, and what is not known; a sentence each."""
         said = [*self.batch.assumptions]
-        said.append("FLOPs are those of matmuls, masked positions included; a kernel's by formula")
+        said.append(
+            "FLOPs are those of matmuls; attention's are of all that causal order allows, or of all pairs (xla)"
+        )
         if self.machine.chip is None:
             said.append(
                 "fake CPU devices are a smoke test: the CPU's compiler says nothing of a GPU's memory, sends bfloat16 "
@@ -76,6 +83,7 @@ class StagePlan:
         loops += self.step.compiled.traffic.unknown_loops if self.step.compiled else 0
         if loops:
             said.append(f"{loops} loops do not tell their number of turns: what is in them is counted once")
+        said += [f"the kernel {name} has no formula: it is not counted" for name in self.step.flops.unknown_kernels]
         if self.compiled_attention != self.attention:
             said.append(
                 f"attention: {self.attention} there, but {self.compiled_attention} was compiled here, as cuDNN is "
@@ -126,6 +134,7 @@ class StagePlan:
             "bounds": dataclasses.asdict(self.bounds),
             "compile_seconds": compiled and round(compiled.seconds, 2),
             "assumptions": self.assumptions(),
+            "faults": self.faults,
             "batch": self.batch.shape._asdict(),
             "attention": self.attention,
             "compiled_attention": self.compiled_attention,

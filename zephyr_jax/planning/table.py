@@ -90,6 +90,10 @@ def _wires(plan: StagePlan) -> Iterable[str]:
             f"  {found.kind:<19} {found.dtype:<5} {gigabytes(found.num_bytes):>10}   {found.count:>6} x over "
             f"{found.axes}, {hosts}"
         )
+    if plan.machine.chip is not None:
+        gathered, scattered = plan.needed
+        yield f"  the weights' sizes say {gigabytes(gathered)} gathered and {gigabytes(scattered)} scattered over fsdp"
+    yield from (f"  FAULT: {fault}" for fault in plan.faults)
     yield f"  a device sends        {gigabytes(traffic.wire_bytes):>12}   where devices form rings"
 
 

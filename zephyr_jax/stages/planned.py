@@ -22,6 +22,7 @@ from zephyr_jax.planning.estimate import Verdict, memory_fraction, memory_verdic
 from zephyr_jax.planning.flops import count_flops
 from zephyr_jax.planning.machine import Machine
 from zephyr_jax.planning.programs import Program, make_program
+from zephyr_jax.planning.soundness import find_faults, needed_traffic
 from zephyr_jax.planning.stage_plan import StagePlan
 from zephyr_jax.recipe import Ddpo, Dsft, ModelShape, Recipe
 from zephyr_jax.sharding import batch_shardings, num_row_shards
@@ -81,6 +82,15 @@ def plan_stage(
         one = batch._replace(shape=batch.shape._replace(num_micro_batches=1))
         rows = _abstract_batch(one, options, mesh, complete=False)
         reference = make_program(call, state.params, rows, mesh=mesh, machine=machine)
+    needed = needed_traffic(
+        state.params,
+        mesh_shape=mesh.shape,
+        compute_dtype=settings.compute_dtype,
+        num_micro_batches=batch.shape.num_micro_batches,
+    )
+    faults = []
+    if step.compiled is not None and machine.chip is not None:
+        faults = find_faults(step.compiled, state, needed, mesh_shape=mesh.shape, compute_dtype=settings.compute_dtype)
     chip, num_devices = machine.chip, machine.num_devices
     parameters = bytes_per_device(state.params)
 
@@ -105,6 +115,8 @@ def plan_stage(
         gradients=parameters,  # float32 and sharded, as the parameters are
         batch_bytes=bytes_per_device(arrays),
         step=step,
+        needed=needed,
+        faults=faults,
         model_flops=model_flops,
         verdict=judged(step),
         bounds=step_bounds(

@@ -81,7 +81,7 @@ def _scores_forward(hidden_BND, head_VD, targets_BN, weights_BN):
     parts_CnD = _parts(cast_VD)
 
     def add_part(index: jax.Array, seen: _Running) -> _Running:
-        logits_BNC, is_target_BNC = _part_logits(hidden_BND, parts_CnD, targets_BN, index, vocab_size)
+        logits_BNC, is_target_BNC, _ = _part_logits(hidden_BND, parts_CnD, targets_BN, index, vocab_size)
         largest_BN = jnp.maximum(seen.largest, jnp.max(logits_BNC, axis=-1))
         shifted_BNC = logits_BNC - largest_BN[..., None]
         odds_BNC = jnp.exp(shifted_BNC)  # softmax without its total
@@ -117,13 +117,12 @@ def _scores_backward(saved, gradients):
 
     def add_part(index: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         dhidden_BND, dparts_CnD = sums
-        logits_BNC, is_target_BNC = _part_logits(hidden_BND, parts_CnD, targets_BN, index, vocab_size)
+        logits_BNC, is_target_BNC, part_CD = _part_logits(hidden_BND, parts_CnD, targets_BN, index, vocab_size)
         probs_BNC = jnp.exp(logits_BNC - log_total_BN[..., None])
         dlogits_BNC = (gradient_BN1 * (is_target_BNC - probs_BNC)).astype(hidden_BND.dtype)
-        part_CD = jax.lax.dynamic_index_in_dim(parts_CnD, index, axis=1, keepdims=False)
         dhidden_BND += jnp.einsum("BNC,CD->BND", dlogits_BNC, part_CD, preferred_element_type=jnp.float32)
-        dpart_CD = jnp.einsum("BNC,BND->CD", dlogits_BNC, hidden_BND, preferred_element_type=jnp.float32)
-        dpart_CD = dpart_CD.astype(like_head.dtype)
+        # rounded at once where the head is bfloat16: in float32 twice the bytes would be sent between devices
+        dpart_CD = jnp.einsum("BNC,BND->CD", dlogits_BNC, hidden_BND, preferred_element_type=like_head.dtype)
         return dhidden_BND, jax.lax.dynamic_update_index_in_dim(dparts_CnD, dpart_CD, index, axis=1)
 
     zeros = jnp.zeros(hidden_BND.shape, jnp.float32), jnp.zeros(parts_CnD.shape, like_head.dtype)
@@ -151,14 +150,17 @@ def _parts(head_VD: jax.Array) -> jax.Array:
 
 def _part_logits(
     hidden_BND: jax.Array, parts_CnD: jax.Array, targets_BN: jax.Array, index: jax.Array, vocab_size: int
-) -> tuple[jax.Array, jax.Array]:
-    """Logits [B, N, C] of a part in float32, LEAST_LOGIT for filler, and where the targets stand in it."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of a part: logits [B, N, C] in float32, LEAST_LOGIT for filler; where the targets stand in it; its rows [C, D].
+
+    The rows are taken here, once: of a head that is split over devices the compiler would gather each taking anew.
+    """
     part_CD = jax.lax.dynamic_index_in_dim(parts_CnD, index, axis=1, keepdims=False)
     logits_BNC = jnp.einsum("BND,CD->BNC", hidden_BND, part_CD, preferred_element_type=jnp.float32)
     ids_C = jnp.arange(parts_CnD.shape[0], dtype=jnp.int32) * parts_CnD.shape[1] + index
     if parts_CnD.shape[0] * parts_CnD.shape[1] != vocab_size:
         logits_BNC = jnp.where(ids_C < vocab_size, logits_BNC, LEAST_LOGIT)
-    return logits_BNC, targets_BN[..., None] == ids_C
+    return logits_BNC, targets_BN[..., None] == ids_C, part_CD
 
 
 class SequenceLogProbs(NamedTuple):

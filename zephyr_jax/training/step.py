@@ -65,8 +65,7 @@ def make_train_step(
         gradients, totals = _accumulate(objective, state.params, batch)
         count = jnp.maximum(totals.divisor, 1.0)
         gradients = jax.tree.map(lambda g: g / count, gradients)
-        # sum(g * g) and not vdot, whose flattening gathers every sharded gradient
-        grad_norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(gradients)))
+        grad_norm = global_norm(gradients)
         if max_grad_norm is not None:
             factor = jnp.minimum(1.0, max_grad_norm / (grad_norm + 1e-6))
             gradients = jax.tree.map(lambda g: g * factor, gradients)
@@ -76,6 +75,11 @@ def make_train_step(
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return train_step
+
+
+def global_norm(gradients: Any) -> jax.Array:
+    """The L2 norm of all leaves together: sum(g * g) and not vdot, whose flattening gathers every sharded gradient."""
+    return jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(gradients)))
 
 
 def make_eval_step(objective: Objective) -> Callable[[Any, MicroBatch], Totals]:
