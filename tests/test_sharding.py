@@ -31,6 +31,7 @@ from zephyr_jax.records import InputError
 from zephyr_jax.sharding import (
     batch_shardings,
     describe_mesh,
+    local_rows,
     make_mesh,
     num_row_shards,
     path_text,
@@ -178,6 +179,17 @@ def test_each_device_gets_its_own_rows_and_all_of_the_pairs():
         np.testing.assert_array_equal(array, batch[name])
         rows = array.addressable_shards[0].data.shape[1]
         assert rows == (num_rows // 8 if array.ndim == 3 else batch[name].shape[1]), name
+
+
+def test_rows_of_a_process_are_one_run_of_them_whatever_the_mesh():
+    """All sixteen devices are this process's, so all rows are; what is placed from them is what was given."""
+    batch = for_device(next(pair_batches(make_pairs(8), row_multiple=16).batches()))
+    num_rows = batch["tokens"].shape[1]
+    for sizes in (SIXTEEN, Mesh(data=2, fsdp=4, tensor=2)):
+        mesh = make_mesh(sizes)
+        assert local_rows(mesh, num_rows) == slice(0, num_rows)
+        for name, array in place_batch(batch, mesh, num_rows=num_rows).items():
+            np.testing.assert_array_equal(array, batch[name])
 
 
 def test_random_parameters_are_the_same_on_every_mesh():

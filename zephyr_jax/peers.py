@@ -113,10 +113,7 @@ class Peers:
           InputError: some do not, even after a while: the folder is not shared between their hosts.
         """
         self.wait(str(path))
-        deadline = time.monotonic() + SEE_SECONDS
-        while not path.exists() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        blind = [index for index, sees in enumerate(self.gather(f"{path} seen?", path.exists())) if not sees]
+        blind = [index for index, sees in enumerate(self.gather(f"{path} seen?", comes_to_be_seen(path))) if not sees]
         if blind:
             raise InputError(
                 f"{path}: {' and '.join(map(self.name, blind))} cannot see it; wanted a folder (output_dir) that all "
@@ -132,6 +129,14 @@ class Peers:
         """`process 1 of 4 (on node2, pid 4711)`."""
         member = self.members[index]
         return f"process {index} of {self.count} (on {member.host}, pid {member.pid})"
+
+
+def comes_to_be_seen(path: Path) -> bool:
+    """Whether a path that another host has made is seen here, now or after a while."""
+    deadline = time.monotonic() + SEE_SECONDS
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return path.exists()
 
 
 ALONE = Peers()

@@ -146,10 +146,40 @@ def batch_shardings(batch: Mapping[str, Any], mesh: jax.sharding.Mesh) -> dict[s
     return {name: rows if np.ndim(array) == 3 else replicated(mesh) for name, array in batch.items()}
 
 
-def place_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """Sends a step batch to the devices, each its own rows."""
+def local_rows(mesh: jax.sharding.Mesh, num_rows: int) -> slice:
+    """Of a batch's rows, those that this process's devices hold, and any between; on one process all of them.
+
+    Args:
+      mesh: the device mesh.
+      num_rows: B, a multiple of `num_row_shards`.
+    """
+    places = NamedSharding(mesh, PartitionSpec(ROW_AXES)).addressable_devices_indices_map((num_rows,)).values()
+    bounds = [place[0].indices(num_rows) for place in places if place is not None]
+    return slice(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
+
+
+def place_batch(
+    batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh, *, num_rows: int | None = None
+) -> dict[str, jax.Array]:
+    """Sends a step batch to the devices, each its own rows.
+
+    Args:
+      batch: host arrays; those by rows, [A, b, ...], hold all rows, or with `num_rows` the `local_rows` of so many.
+      mesh: the device mesh.
+      num_rows: rows of the whole batch, B.
+    """
+    first = 0 if num_rows is None else local_rows(mesh, num_rows).start
     shardings = batch_shardings(batch, mesh)
-    return {
-        name: jax.make_array_from_callback(array.shape, shardings[name], array.__getitem__)
-        for name, array in batch.items()
-    }
+
+    def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        if array.ndim < 3 or num_rows is None:
+            return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # a device of this process
+            start, stop, _ = index[1].indices(num_rows)
+            return array[index[0], start - first : stop - first, *index[2:]]
+
+        return jax.make_array_from_callback((array.shape[0], num_rows, *array.shape[2:]), sharding, part)
+
+    return {name: place(array, shardings[name]) for name, array in batch.items()}

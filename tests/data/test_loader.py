@@ -74,6 +74,20 @@ def test_a_batch_depends_on_the_step_alone(make):
 
 
 @each_kind
+@pytest.mark.parametrize("options", [{}, {"micro_batch_size": 4}], ids=["whole", "accumulated"])
+def test_some_rows_of_a_batch_are_those_of_the_whole_and_what_is_beside_the_rows_is_all_of_it(options, make):
+    """Two processes, each with half of the rows, the last, smaller batch included."""
+    batches = make(row_multiple=4, **{"batch_size": 8} | options)
+    for step in range(1, batches.num_steps + 1):
+        whole, num_rows = batches.batch(step), batches.shape(step).num_rows
+        for rows in (slice(0, num_rows // 2), slice(num_rows // 2, num_rows)):
+            part = batches.batch(step, rows)
+            cut = {name: array[:, rows] if array.ndim == 3 else array for name, array in whole.items()}
+            assert_equal_batches(part, cut)
+            assert {name: array.dtype for name, array in part.items()} == {n: a.dtype for n, a in whole.items()}
+
+
+@each_kind
 def test_every_item_is_read_once_an_epoch_in_an_order_of_its_own(make):
     batches = make(epochs=2)
     seen = dialogues_seen if isinstance(batches, SftBatches) else pairs_seen

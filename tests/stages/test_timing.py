@@ -58,7 +58,9 @@ def test_the_steps_are_those_of_train(run, timings, monkeypatch):
     same, since they are found in JAX's cache under the same key.
     """
     batch = type(dsft_batches(run, load_dsft_data(run))).batch
-    monkeypatch.setattr("zephyr_jax.data.loader.StepBatches.batch", lambda self, step: batch(self, max(1, step - 1)))
+    monkeypatch.setattr(
+        "zephyr_jax.data.loader.StepBatches.batch", lambda self, step, rows=None: batch(self, max(1, step - 1), rows)
+    )
     with jax.set_mesh(run.mesh):
         run_dsft(run, load_dsft_data(run), on_evaluation=lambda *_: None)
     lines = [json.loads(line) for line in (run.folder / "dsft" / "metrics.jsonl").read_text().splitlines()]

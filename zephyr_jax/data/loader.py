@@ -107,9 +107,15 @@ class StepBatches(abc.ABC):
         size = self.micro_batch_size
         return [items[size * a : size * (a + 1)] for a in range(self.num_micro_batches)]
 
-    def batch(self, step: int) -> MicroBatch:
-        """The step batch of a step, counted from 1: every array of a micro-batch with a leading axis A."""
-        micro_batches = [self._micro_batch(items, step) for items in self.items(step)]
+    def batch(self, step: int, rows: slice | None = None) -> MicroBatch:
+        """The step batch of a step, counted from 1: every array of a micro-batch with a leading axis A.
+
+        Args:
+          step: which one.
+          rows: the rows to make, of the shape's B; None: all. What is not by rows (pairs, counts) is of all of them.
+        """
+        rows = slice(0, self.shape(step).num_rows) if rows is None else rows
+        micro_batches = [self._micro_batch(items, step, rows) for items in self.items(step)]
         return {name: np.stack([batch[name] for batch in micro_batches]) for name in micro_batches[0]}
 
     def batches(self, *, start: int = 1) -> Iterator[MicroBatch]:
@@ -149,8 +155,8 @@ class StepBatches(abc.ABC):
         return order
 
     @abc.abstractmethod
-    def _micro_batch(self, items: np.ndarray, step: int) -> MicroBatch:
-        """The arrays of one micro-batch of the step."""
+    def _micro_batch(self, items: np.ndarray, step: int, rows: slice) -> MicroBatch:
+        """The arrays of one micro-batch of the step, those by rows for some rows alone."""
 
     @abc.abstractmethod
     def _item_sizes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -219,17 +225,18 @@ class SftBatches(StepBatches):
     def shape(self, step: int) -> StepShape:
         return self.shapes[0]
 
-    def _micro_batch(self, items: np.ndarray, step: int) -> MicroBatch:
-        _, num_rows, row_length, num_targets, _ = self.shapes[0]
-        return dialogue_micro_batch(
+    def _micro_batch(self, items: np.ndarray, step: int, rows: slice) -> MicroBatch:
+        _, _, row_length, num_targets, _ = self.shapes[0]
+        batch = dialogue_micro_batch(
             self._dialogues,
-            [self.rows[item] for item in items],
-            num_rows=num_rows,
+            [self.rows[item] for item in items[rows]],
+            num_rows=rows.stop - rows.start,
             row_length=row_length,
             num_targets=num_targets,
             isolate_dialogues=self._isolate_dialogues,
             pad_id=self._pad_id,
         )
+        return batch | {"num_tokens": np.array(self._row_tokens[items].sum(), np.int32)}
 
     def _item_sizes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self._row_tokens, self._row_tokens, self._row_targets
@@ -354,13 +361,14 @@ class PairBatches(StepBatches):
         targets = dict(zip(row_lengths, sampled[..., 2].max(axis=(0, 2)).tolist(), strict=True))
         return [(num_rows, length, targets[length]) for num_rows, length in shapes[:-1]] + [(*shapes[-1], most_targets)]
 
-    def _micro_batch(self, items: np.ndarray, step: int) -> MicroBatch:
+    def _micro_batch(self, items: np.ndarray, step: int, rows: slice) -> MicroBatch:
         _, num_rows, row_length, num_targets, num_pairs = self.shape(step)
         make = packed_pair_micro_batch if self._packed else padded_pair_micro_batch
         return make(
             self._pairs,
             items,
             num_rows=num_rows,
+            rows=rows,
             row_length=row_length,
             num_targets=num_targets,
             num_pairs=num_pairs,

@@ -40,6 +40,7 @@ def packed_pair_micro_batch(
     row_length: int,
     num_targets: int,
     num_pairs: int,
+    rows: slice | None = None,
     pad_id: int = 0,
 ) -> MicroBatch:
     """Rows of [prompt | chosen | rejected]. The pair [1 2 3], [4 5], [6] in a row of 8:
@@ -63,16 +64,24 @@ def packed_pair_micro_batch(
       row_length: T.
       num_targets: N.
       num_pairs: P.
+      rows: which of the B rows to make; None: all. What is said of the pairs beside them is always said of all.
       pad_id: what fills `tokens`.
 
     Returns:
       The micro-batch; a pair's prompt counts twice in `num_tokens`.
     """
+    rows = slice(0, num_rows) if rows is None else rows
     batch = empty_pair_micro_batch(
-        num_rows=num_rows, row_length=row_length, num_targets=num_targets, num_pairs=num_pairs, pad_id=pad_id
+        num_rows=rows.stop - rows.start,
+        row_length=row_length,
+        num_targets=num_targets,
+        num_pairs=num_pairs,
+        pad_id=pad_id,
     )
     _enter_pairs(batch, pairs, indexes)
-    for row, members in enumerate(pack_pairs(pairs.lengths[np.asarray(indexes, np.int64)].sum(axis=1), row_length)):
+    packed = pack_pairs(pairs.lengths[np.asarray(indexes, np.int64)].sum(axis=1), row_length)
+    assert len(packed) <= num_rows, (len(packed), num_rows)
+    for row, members in enumerate(packed[rows]):
         start = filled = 0
         for segment, p in enumerate(members, start=1):
             prompt, chosen, rejected = pairs[int(indexes[p])]
@@ -99,6 +108,7 @@ def padded_pair_micro_batch(
     row_length: int,
     num_targets: int,
     num_pairs: int,
+    rows: slice | None = None,
     pad_id: int = 0,
 ) -> MicroBatch:
     """Two rows a pair: [prompt | chosen] in row 2 p and [prompt | rejected] in row 2 p + 1. [1 2 3], [4 5], [6]:
@@ -109,18 +119,25 @@ def padded_pair_micro_batch(
 
     Arguments and result as of `packed_pair_micro_batch`; every branch is 0 and every segment 1 (0 in padding).
     """
+    rows = slice(0, num_rows) if rows is None else rows
     batch = empty_pair_micro_batch(
-        num_rows=num_rows, row_length=row_length, num_targets=num_targets, num_pairs=num_pairs, pad_id=pad_id
+        num_rows=rows.stop - rows.start,
+        row_length=row_length,
+        num_targets=num_targets,
+        num_pairs=num_pairs,
+        pad_id=pad_id,
     )
     _enter_pairs(batch, pairs, indexes)
     for p, index in enumerate(indexes):
         prompt, *responses = pairs[int(index)]
-        for side, response in enumerate(responses):
-            row, end = 2 * p + side, len(prompt) + len(response)
+        for slot, response in enumerate(responses, start=2 * p):
+            if not rows.start <= slot < rows.stop:
+                continue
+            row, end = slot - rows.start, len(prompt) + len(response)
             batch["tokens"][row, :end] = np.concatenate([prompt, response])
             batch["positions"][row, :end] = np.arange(end)
             batch["segments"][row, :end] = 1
-            _add_targets(batch, row, 0, response, len(prompt) - 1, len(prompt), slot=row)
+            _add_targets(batch, row, 0, response, len(prompt) - 1, len(prompt), slot=slot)
     return batch
 
 

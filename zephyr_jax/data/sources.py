@@ -20,6 +20,7 @@ from zephyr_jax.data.library_rows import open_hugging_face, open_tfds, split_pla
 from zephyr_jax.data.row_source import LocatedRow, RowSource, pick
 from zephyr_jax.data.rows import RowError, parse_conversation, parse_pair, parse_prompt, parse_question
 from zephyr_jax.data.tasks import SPLITS, iterate_task_rows
+from zephyr_jax.peers import ALONE, Peers
 from zephyr_jax.records import BadRow, Conversation, InputError, PreferencePair, Prompt, ReadReport, ScoredCompletions
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = [
     "read_feedback", "read_pairs", "read_prompts",
 ]  # fmt: skip
 
+ROWS_PER_PART = 256  # what processes share out between them, and what a source's rows are hashed by
 MAX_BAD_ROWS_SHOWN = 10
 _MAX_BAD_ROWS_IN_ERROR = 3
 _BUILTIN_KINDS: dict[str, Literal["chat", "preferences"]] = {"tasks-chat": "chat", "tasks-preferences": "preferences"}
@@ -38,7 +40,13 @@ _Record = TypeVar("_Record", Conversation, PreferencePair, Prompt, ScoredComplet
 
 
 def read_conversations(
-    sources: Sequence[Source], *, seed: int, max_bad_rows: float, progress: bool = False
+    sources: Sequence[Source],
+    *,
+    seed: int,
+    max_bad_rows: float,
+    progress: bool = False,
+    peers: Peers = ALONE,
+    on_part: Callable[[Sequence[Conversation]], None] = lambda rows: None,
 ) -> tuple[list[Conversation], ReadReport]:
     """Reads and validates dialogues.
 
@@ -47,6 +55,8 @@ def read_conversations(
       seed: decides which rows a fraction takes, together with the source's place in the list.
       max_bad_rows: share of the rows read, 0 to 1, that may be unusable.
       progress: show a bar on stderr.
+      peers: the processes that share the reading: each gets a part of the rows, in their order, and all the report.
+      on_part: called with the usable ones of every ROWS_PER_PART rows, whichever process reads them.
 
     Returns:
       The usable dialogues in order, and what was seen and left out.
@@ -54,14 +64,20 @@ def read_conversations(
     Raises:
       InputError: a source cannot be opened, no row is usable, or more than `max_bad_rows` of them are not.
     """
-    return _read(sources, parse_conversation, seed, max_bad_rows, progress)
+    return _read(sources, parse_conversation, seed, max_bad_rows, progress, peers, on_part)
 
 
 def read_pairs(
-    sources: Sequence[Source], *, seed: int, max_bad_rows: float, progress: bool = False
+    sources: Sequence[Source],
+    *,
+    seed: int,
+    max_bad_rows: float,
+    progress: bool = False,
+    peers: Peers = ALONE,
+    on_part: Callable[[Sequence[PreferencePair]], None] = lambda rows: None,
 ) -> tuple[list[PreferencePair], ReadReport]:
     """Reads and validates preference pairs; arguments, returns and errors as `read_conversations`."""
-    return _read(sources, parse_pair, seed, max_bad_rows, progress)
+    return _read(sources, parse_pair, seed, max_bad_rows, progress, peers, on_part)
 
 
 def read_feedback(
@@ -151,6 +167,8 @@ def _read(
     seed: int,
     max_bad_rows: float,
     progress: bool,
+    peers: Peers = ALONE,
+    on_part: Callable[[Sequence[_Record]], None] = lambda rows: None,
 ) -> tuple[list[_Record], ReadReport]:
     if not sources:
         raise InputError("data: got an empty list of sources, wanted at least one")
@@ -161,28 +179,59 @@ def _read(
     ]
     num_chosen = sum(map(len, chosen))
     names = ", ".join(rows.name for rows in opened)
+    start, stop = _share(num_chosen, peers)
     records: list[_Record] = []
-    report = ReadReport()
-    with tqdm(total=num_chosen, desc="reading rows", unit=" rows", disable=not progress, file=sys.stderr) as bar:
+    report, num_handed_on = ReadReport(), 0
+    with tqdm(total=stop - start, desc="reading rows", unit=" rows", disable=not progress, file=sys.stderr) as bar:
         for rows, indices in zip(opened, chosen, strict=True):
-            for location, row in rows.read(indices):
+            wanted = indices[max(start, 0) : max(stop, 0)]
+            start, stop = start - len(indices), stop - len(indices)
+            for location, row in rows.read(wanted) if len(wanted) else ():
                 report.num_rows += 1
                 bar.update()
                 try:
                     records.append(parse(_usable(row), location))
                 except RowError as error:
-                    _note_bad_row(report, BadRow(location, error.reason))
+                    _note_bad_row(report, BadRow(location, error.reason), shows=peers.count == 1)
                     # Past the limit whatever follows: say so now, not after the rest of a large file.
                     if len(report.bad_rows) > MAX_BAD_ROWS_SHOWN and len(report.bad_rows) / num_chosen > max_bad_rows:
                         raise _too_many_bad_rows(names, report, max_bad_rows) from None
-    _show_num_hidden(report)
+                if report.num_rows % ROWS_PER_PART == 0:
+                    on_part(records[num_handed_on:])
+                    num_handed_on = len(records)
+    if report.num_rows % ROWS_PER_PART:
+        on_part(records[num_handed_on:])
+    num_records = len(records)
+    if peers.count > 1:
+        report, num_records = _joined_reports(report, num_records, peers)
+        show_bad_rows(report)
+    else:
+        _show_num_hidden(report)
     if report.num_rows and len(report.bad_rows) / report.num_rows > max_bad_rows:
         raise _too_many_bad_rows(names, report, max_bad_rows)
-    if not records:
+    if not num_records:
         raise InputError(
             f"data: no usable row in {names}: {report.num_rows} rows read, {len(report.bad_rows)} unusable"
         )
     return records, report
+
+
+def _share(num_rows: int, peers: Peers) -> tuple[int, int]:
+    """The first of this process's rows, and the first behind them: whole parts, so that these are the same for all."""
+    num_parts = -(-num_rows // ROWS_PER_PART)
+    start, stop = (num_parts * number // peers.count * ROWS_PER_PART for number in (peers.index, peers.index + 1))
+    return start, min(stop, num_rows)
+
+
+def _joined_reports(report: ReadReport, num_records: int, peers: Peers) -> tuple[ReadReport, int]:
+    """What all processes have read together, and how many records that are."""
+    bad_rows = [[bad.location, bad.reason] for bad in report.bad_rows]
+    parts = peers.gather("rows read", [report.num_rows, bad_rows, num_records])
+    joined = ReadReport(
+        num_rows=sum(part[0] for part in parts),
+        bad_rows=[BadRow(location, reason) for part in parts for location, reason in part[1]],
+    )
+    return joined, sum(part[2] for part in parts)
 
 
 def _usable(row: dict[str, Any] | BadRow) -> dict[str, Any]:
@@ -198,9 +247,9 @@ def show_bad_rows(report: ReadReport) -> None:
     _show_num_hidden(report)
 
 
-def _note_bad_row(report: ReadReport, bad: BadRow) -> None:
+def _note_bad_row(report: ReadReport, bad: BadRow, *, shows: bool) -> None:
     report.bad_rows.append(bad)
-    if len(report.bad_rows) <= MAX_BAD_ROWS_SHOWN:
+    if shows and len(report.bad_rows) <= MAX_BAD_ROWS_SHOWN:
         _show_bad_row(bad)
 
 

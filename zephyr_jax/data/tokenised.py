@@ -22,8 +22,10 @@ from tqdm import tqdm
 from zephyr_jax.data.encoded import EncodedConversations, EncodedPairs
 from zephyr_jax.data.preparing import conversation_workers, pair_workers, prepare_conversations, prepare_pairs
 from zephyr_jax.data.sources import is_file, read_conversations, read_pairs, show_bad_rows
+from zephyr_jax.data.tokenised_parts import tokenise_together
 from zephyr_jax.data.tokenised_store import DamagedStoreError, TokenisedStore
-from zephyr_jax.records import Conversation, PreferencePair, ReadReport
+from zephyr_jax.peers import ALONE, Peers, comes_to_be_seen
+from zephyr_jax.records import Conversation, InputError, PreferencePair, ReadReport
 
 if TYPE_CHECKING:
     from zephyr_jax.data.chat import ChatTokenizer
@@ -70,6 +72,7 @@ def load_conversations(
     max_length: int,
     loss_on: str,
     wants_records: bool,
+    peers: Peers = ALONE,
 ) -> TokenisedRows[Conversation, EncodedConversations]:
     """Dialogues, tokenised and cut to fit: found, or made and kept.
 
@@ -83,21 +86,30 @@ def load_conversations(
       max_length: as of `prepare_conversations`.
       loss_on: as of `prepare_conversations`.
       wants_records: whether the validated rows are needed too.
+      peers: the processes that share the work, all of which call this and get all the rows.
 
     Raises:
-      InputError: as of `read_conversations`.
+      InputError: as of `read_conversations`; with several processes also where their files differ or cannot be shared.
     """
     making = _Making(
         kind=EncodedConversations,
-        read=lambda: read_conversations(sources, seed=seed, max_bad_rows=max_bad_rows, progress=True),
-        prepare=lambda rows, report: prepare_conversations(
-            rows, tokenizer, max_length=max_length, loss_on=loss_on, report=report, progress=True
+        read=lambda readers, on_part: read_conversations(
+            sources, seed=seed, max_bad_rows=max_bad_rows, progress=True, peers=readers, on_part=on_part
+        ),
+        prepare=lambda rows, report, num_workers: prepare_conversations(
+            rows,
+            tokenizer,
+            max_length=max_length,
+            loss_on=loss_on,
+            report=report,
+            progress=True,
+            num_workers=num_workers,
         ),
         content=lambda row: row.messages,
         num_workers=conversation_workers,
         options={"max_length": max_length, "loss_on": loss_on},
     )
-    return _load(making, sources, tokenizer, name, keeping, seed, max_bad_rows, wants_records)
+    return _load(making, sources, tokenizer, name, keeping, seed, max_bad_rows, wants_records, peers)
 
 
 def load_pairs(
@@ -112,6 +124,7 @@ def load_pairs(
     max_prompt_length: int,
     row_length: int | None,
     wants_records: bool,
+    peers: Peers = ALONE,
 ) -> TokenisedRows[PreferencePair, EncodedPairs]:
     """Preference pairs, tokenised and cut to fit; arguments as of `load_conversations` and `prepare_pairs`."""
     options: dict[str, Any] = {
@@ -121,13 +134,17 @@ def load_pairs(
     }
     making = _Making(
         kind=EncodedPairs,
-        read=lambda: read_pairs(sources, seed=seed, max_bad_rows=max_bad_rows, progress=True),
-        prepare=lambda rows, report: prepare_pairs(rows, tokenizer, report=report, progress=True, **options),
+        read=lambda readers, on_part: read_pairs(
+            sources, seed=seed, max_bad_rows=max_bad_rows, progress=True, peers=readers, on_part=on_part
+        ),
+        prepare=lambda rows, report, num_workers: prepare_pairs(
+            rows, tokenizer, report=report, progress=True, num_workers=num_workers, **options
+        ),
         content=lambda row: (row.prompt, row.chosen, row.rejected),
         num_workers=pair_workers,
         options=options,
     )
-    return _load(making, sources, tokenizer, name, keeping, seed, max_bad_rows, wants_records)
+    return _load(making, sources, tokenizer, name, keeping, seed, max_bad_rows, wants_records, peers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +152,8 @@ class _Making(Generic[Record, Encoded]):
     """What differs between dialogues and pairs."""
 
     kind: type[Encoded]
-    read: Callable[[], tuple[list[Record], ReadReport]]
-    prepare: Callable[[list[Record], ReadReport], Encoded]
+    read: Callable[[Peers, Callable[[Sequence[Record]], None]], tuple[list[Record], ReadReport]]
+    prepare: Callable[[list[Record], ReadReport, int], Encoded]
     content: Callable[[Record], Any]
     num_workers: Callable[[Sequence[Record]], int]
     options: dict[str, Any]
@@ -151,23 +168,31 @@ def _load(
     seed: int,
     max_bad_rows: float,
     wants_records: bool,
+    peers: Peers,
 ) -> TokenisedRows[Record, Encoded]:
     names = [source.source for source in sources]
+    # A template that asks for the date writes another text tomorrow.
+    is_kept = "strftime_now" not in tokenizer.template_text
+    # Rows that go from process to process do so by the folder where they are kept.
+    workers = peers if is_kept else ALONE
+    readers = ALONE if wants_records else workers
     read: tuple[list[Record], ReadReport] | None = None
+    digests: list[str] = []
     content: Any = _file_content(sources, seed)
+    peers.check_same(f"{name}: the hashes of the files", content)
     if content is None or wants_records:
-        read = making.read()
+        read = making.read(readers, lambda rows: digests.append(_digest(map(making.content, rows))))
     if content is None:
-        assert read is not None
-        content = {"sources": len(sources), "rows": _digest(making.content(record) for record in read[0])}
+        digests = [digest for part in readers.gather(f"{name}: the hashes of the rows", digests) for digest in part]
+        content = {"sources": len(sources), "rows": _digest(digests)}
     began = time.perf_counter()
     fields = {"format": _FORMAT, "kind": making.kind.__name__, **making.options, "content": content}
     store = TokenisedStore(keeping.folder, fields | tokenizer_fields(tokenizer))
-    # A template that asks for the date writes another text tomorrow.
-    is_kept = "strftime_now" not in tokenizer.template_text
     found, damaged = _find(store, making.kind, names) if is_kept else (None, False)
-    if found is not None and (read is not None or _share_of_bad_rows(found[1]) <= max_bad_rows):
-        encoded, report = found
+    # Too many bad rows for this recipe: reading them says so.
+    is_usable = found is not None and (read is not None or _share_of_bad_rows(found[1]) <= max_bad_rows)
+    if peers.first_says(f"{name}: found?", lambda: is_usable):
+        encoded, report = found or _find_what_process_0_has(store, making.kind, names)
         if read is None:
             show_bad_rows(report)
         else:
@@ -175,19 +200,45 @@ def _load(
             report = read[1]
         _say(f"{name}: {_rate(report.num_rows, time.perf_counter() - began)}, found tokenised in {store.folder}")
         return TokenisedRows(encoded, report, read[0] if read is not None and wants_records else None)
-    records, report = read or making.read()  # too many bad rows for this recipe: reading them says so
+    records, report = read or making.read(readers, lambda rows: None)
+
+    def has_changed() -> bool:
+        return isinstance(content, list) and _file_content(sources, seed) != content
+
+    if workers.count > 1:
+        mine = records if readers.count > 1 else _own_share(records, workers)
+        encoded, said = tokenise_together(
+            mine,
+            prepare=making.prepare,
+            num_workers=making.num_workers(mine),
+            has_changed=has_changed,
+            store=store,
+            names=names,
+            kind=making.kind,
+            report=report,
+            replace=damaged,
+            name=name,
+            peers=workers,
+        )
+        _say(said)
+        return TokenisedRows(encoded, report, records if wants_records else None)
     num_workers, began = making.num_workers(records), time.perf_counter()
-    encoded = making.prepare(records, report)
+    encoded = making.prepare(records, report, num_workers)
     processes = "1 process" if num_workers == 1 else f"{num_workers} processes"
     said = f"{name}: {_rate(len(records), time.perf_counter() - began)}, tokenised in {processes}"
     if not is_kept:
         said += "; not kept, since the chat template asks for the date"
-    elif keeping.writes and isinstance(content, list) and _file_content(sources, seed) != content:
+    elif keeping.writes and has_changed():
         said += "; not kept, since a file changed while it was read"
     elif keeping.writes and len(encoded):
         said += _keep(store, encoded, report, names, replace=damaged)
     _say(said)
     return TokenisedRows(encoded, report, records if wants_records else None)
+
+
+def _own_share(records: list[Record], peers: Peers) -> list[Record]:
+    start, stop = (len(records) * number // peers.count for number in (peers.index, peers.index + 1))
+    return records[start:stop]
 
 
 def tokenizer_fields(tokenizer: ChatTokenizer) -> dict[str, str]:
@@ -215,10 +266,24 @@ def _file_content(sources: Sequence[Source], seed: int) -> list[dict[str, Any]] 
 
 
 def _digest(rows: Iterable[Any]) -> str:
+    """sha256 over the rows as JSON."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _find_what_process_0_has(
+    store: TokenisedStore, kind: type[Encoded], names: Sequence[str]
+) -> tuple[Encoded, ReadReport]:
+    """What another host may see a little later."""
+    found = _find(store, kind, names)[0] if comes_to_be_seen(store.manifest) else None
+    if found is None:
+        raise InputError(
+            f"{store.folder}: holds tokenised rows for process 0, and none that this process can see; wanted a folder "
+            "(output_dir) that all hosts share"
+        )
+    return found
 
 
 def _find(

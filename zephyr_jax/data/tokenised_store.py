@@ -42,15 +42,23 @@ class TokenisedStore:
     Attributes:
       parent: the folder of all keys.
       fields: what the rows depend on, by name; JSON.
+      part: "3-of-8" for the part of the rows that one of several processes has made; None: all of them.
     """
 
     parent: Path
     fields: Mapping[str, Any]
+    part: str | None = None
 
     @property
     def folder(self) -> Path:
-        """Named by the first 16 hex digits of the sha256 of the fields."""
-        return self.parent / hashlib.sha256(json.dumps(self.fields, sort_keys=True).encode()).hexdigest()[:16]
+        """Named by the first 16 hex digits of the sha256 of the fields; a part is swept up like what a kill leaves."""
+        key = hashlib.sha256(json.dumps(self.fields, sort_keys=True).encode()).hexdigest()[:16]
+        return self.parent / (key if self.part is None else f"{key}{_PARTIAL}{self.part}")
+
+    @property
+    def manifest(self) -> Path:
+        """There when the rest is."""
+        return self.folder / _MANIFEST
 
     def read(
         self, kind: type[EncodedConversations] | type[EncodedPairs], names: Sequence[str]
@@ -67,7 +75,7 @@ class TokenisedStore:
         if not self.folder.exists():
             return None
         try:
-            manifest = json.loads((self.folder / _MANIFEST).read_text(encoding="utf-8"))
+            manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
             if manifest["fields"] != self.fields:
                 raise DamagedStoreError("its manifest is of other rows")
             for name, digest in manifest["sha256"].items():
@@ -139,6 +147,10 @@ class TokenisedStore:
                     raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def remove(self) -> None:
+        """Takes the rows away."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _fresh(self) -> Path:
         return self.parent / f"{self.folder.name}{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}"

@@ -18,6 +18,7 @@ from zephyr_jax.data.encoded import EncodedPairs
 from zephyr_jax.data.loader import PairBatches
 from zephyr_jax.data.tokenised import Keeping, TokenisedRows, load_pairs
 from zephyr_jax.model.mistral import ModelSettings, Params, abstract_params
+from zephyr_jax.peers import ALONE
 from zephyr_jax.recipe import Ddpo, Source
 from zephyr_jax.records import InputError, PreferencePair, ReadReport
 from zephyr_jax.sharding import num_row_shards
@@ -92,13 +93,14 @@ def _load(
         sources,
         run.tokenizer,
         name=f"ddpo {split}",
-        keeping=Keeping(Path(run.recipe.output_dir) / "tokenised", writes=keep and run.peers.is_first),
+        keeping=Keeping(Path(run.recipe.output_dir) / "tokenised", writes=keep),
         seed=run.recipe.seed,
         max_bad_rows=options.max_bad_rows,
         max_length=options.max_length,
         max_prompt_length=options.max_prompt_length,
         row_length=options.row_length if options.layout == "packed" else None,
         wants_records=split == "eval",
+        peers=run.peers if keep else ALONE,
     )
     if len(loaded.encoded) == 0:
         names, report = ", ".join(source.source for source in sources), loaded.report

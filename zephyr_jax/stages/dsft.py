@@ -14,6 +14,7 @@ from zephyr_jax.data.encoded import EncodedConversations
 from zephyr_jax.data.loader import SftBatches
 from zephyr_jax.data.tokenised import Keeping, TokenisedRows, load_conversations
 from zephyr_jax.model.mistral import Params, abstract_params
+from zephyr_jax.peers import ALONE
 from zephyr_jax.recipe import Dsft, Source
 from zephyr_jax.records import Conversation, InputError, ReadReport
 from zephyr_jax.sharding import num_row_shards
@@ -72,12 +73,13 @@ def _load(
         sources,
         run.tokenizer,
         name=f"dsft {split}",
-        keeping=Keeping(Path(run.recipe.output_dir) / "tokenised", writes=keep and run.peers.is_first),
+        keeping=Keeping(Path(run.recipe.output_dir) / "tokenised", writes=keep),
         seed=run.recipe.seed,
         max_bad_rows=options.max_bad_rows,
         max_length=options.max_length,
         loss_on=options.loss_on,
         wants_records=split == "eval",
+        peers=run.peers if keep else ALONE,
     )
     if len(loaded.encoded) == 0:
         names, report = ", ".join(source.source for source in sources), loaded.report

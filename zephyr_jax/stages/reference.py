@@ -28,9 +28,9 @@ from zephyr_jax.data.prefetch import prefetch
 from zephyr_jax.model.mistral import ModelSettings, Params
 from zephyr_jax.recipe import Ddpo, ModelShape
 from zephyr_jax.records import InputError
-from zephyr_jax.sharding import place_batch, replicated
+from zephyr_jax.sharding import replicated
 from zephyr_jax.stages.start import Run, StartModel, chosen_attention, say
-from zephyr_jax.training.loop import HOST_ARRAYS
+from zephyr_jax.training.loop import placed_step_batch
 from zephyr_jax.training.metrics import write_json
 from zephyr_jax.training.objectives import score_pairs
 
@@ -89,9 +89,8 @@ def score_all_pairs(
 
     def placed() -> Iterator[tuple[np.ndarray, int, dict[str, jax.Array]]]:
         for step in steps:
-            batch = batches.batch(step)
-            for_device = {array: value for array, value in batch.items() if array not in HOST_ARRAYS}
-            yield batch["pair_rows"][0], int(np.sum(batch["num_tokens"])), place_batch(for_device, mesh)
+            batch, placed_batch = placed_step_batch(batches, step, mesh=mesh)
+            yield batch["pair_rows"][0], int(np.sum(batch["num_tokens"])), placed_batch
 
     done = batches.num_items - sum(len(items[step - 1]) for step in steps)
     with (

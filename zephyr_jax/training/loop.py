@@ -27,7 +27,7 @@ from zephyr_jax.data.prefetch import prefetch
 from zephyr_jax.peers import ALONE, Peers
 from zephyr_jax.recipe import StageOptions
 from zephyr_jax.records import InputError
-from zephyr_jax.sharding import num_row_shards, place_batch, replicated
+from zephyr_jax.sharding import local_rows, num_row_shards, place_batch, replicated
 from zephyr_jax.training.activations import activation_bytes
 from zephyr_jax.training.checkpoint import Checkpoints
 from zephyr_jax.training.metrics import MetricsLog, ProgressBar
@@ -137,13 +137,38 @@ def evaluate_batches(
 
     def evaluate(params: Any) -> dict[str, float]:
         parts: list[Totals] = []
-        for batch in tqdm(batches.batches(), "held out", batches.num_steps, leave=False, unit="batch", mininterval=0.5):
-            placed = place_batch(_for_device(complete(batch)), mesh)
+        steps = range(1, batches.num_steps + 1)
+        for step in tqdm(steps, "held out", leave=False, unit="batch", mininterval=0.5):
+            _, placed = placed_step_batch(batches, step, complete=complete, mesh=mesh)
             parts.append(jax.tree.map(np.float64, jax.device_get(eval_step(params, placed))))
         totals = functools.reduce(add_totals, parts)
         return {name: float(value) for name, value in finish(totals).items()}
 
     return evaluate
+
+
+def placed_step_batch(
+    batches: StepBatches,
+    step: int,
+    *,
+    mesh: jax.sharding.Mesh,
+    complete: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = lambda batch: batch,
+) -> tuple[Mapping[str, np.ndarray], dict[str, jax.Array]]:
+    """A step's batch, made and sent to the devices: every process makes the rows of its own devices.
+
+    Args:
+      batches: the batches.
+      step: which one, counted from 1.
+      mesh: the device mesh.
+      complete: adds to the host batch what the objective needs beside the rows.
+
+    Returns:
+      The host arrays, those by rows with this process's rows; and the device's, without HOST_ARRAYS.
+    """
+    num_rows = batches.shape(step).num_rows
+    batch = complete(batches.batch(step, local_rows(mesh, num_rows)))
+    for_device = {name: array for name, array in batch.items() if name not in HOST_ARRAYS}
+    return batch, place_batch(for_device, mesh, num_rows=num_rows)
 
 
 class _Session:
@@ -247,8 +272,8 @@ class _Session:
 
     def _placed_batches(self) -> Iterator[tuple[int, int, dict[str, jax.Array]]]:
         for step in range(self._start + 1, self._task.batches.num_steps + 1):
-            batch = self._task.complete(self._task.batches.batch(step))
-            yield step, int(np.sum(batch["num_tokens"])), place_batch(_for_device(batch), self._mesh)
+            batch, placed = placed_step_batch(self._task.batches, step, complete=self._task.complete, mesh=self._mesh)
+            yield step, int(np.sum(batch["num_tokens"])), placed
 
     def _program_for(self, state: TrainState, batch: dict[str, jax.Array], *, step: int) -> Program:
         """The train step for this batch's shape, compiled ahead of time so that step times hold no compilation."""
@@ -338,10 +363,6 @@ class _Session:
             self._bar.close()
         self._checkpoints.close()
         self._log.close()
-
-
-def _for_device(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: array for name, array in batch.items() if name not in HOST_ARRAYS}
 
 
 def _shape_text(shape: Sequence[int]) -> str:
