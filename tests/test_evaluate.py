@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,14 @@ def test_results_and_tables_come_from_stored_judgments(recipe: Path, tmp_path: P
     again = load_evaluation_recipe(folder / "recipe.yaml")
     assert evaluation_recipe_to_yaml(again) == (folder / "recipe.yaml").read_text(encoding="utf-8")
     assert again == load_evaluation_recipe(recipe)
+
+
+def test_no_jax_is_needed_for_stored_judgments(recipe: Path, repository: Path) -> None:
+    code = (
+        "import sys; from zephyr_jax import evaluate; status = evaluate.main(sys.argv[1:]); "
+        "sys.exit(status or 'jax' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, "--config", str(recipe)], cwd=repository, check=True, timeout=120)
 
 
 def test_json_goes_to_stdout_alone_and_the_same_seed_gives_the_same(recipe: Path, tmp_path: Path, capsys) -> None:

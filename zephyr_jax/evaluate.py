@@ -1,7 +1,7 @@
 """Scores of chat models with how sure they are: AlpacaEval 1 and 2, MT-Bench, and how far their judges agree.
 
 From stored annotations and judgments. Writes OUTPUT_DIR/NAME/evaluation/{recipe.yaml,results.json,report.html},
-and mt_bench/ in FastChat's formats where answers are judged.
+and mt_bench/, alpaca_eval/ in FastChat's and AlpacaEval's formats where answers are judged.
 
     python -m zephyr_jax.evaluate --config configs/evaluation/published.yaml
 """
@@ -62,6 +62,9 @@ def _run(arguments: argparse.Namespace) -> None:
     if results.mt_bench and results.mt_bench.judged:
         results.mt_bench.judged.write(folder / "mt_bench")
         written["mt_bench/"] = ""
+    if results.alpaca_eval and results.alpaca_eval.judged:
+        results.alpaca_eval.judged.write(folder / "alpaca_eval")
+        written["alpaca_eval/"] = ""
     print(text if arguments.json else text_of(results))
     print(f"evaluate: {', '.join(written)} in {folder}", file=sys.stderr)
 

@@ -65,16 +65,44 @@ class LengthControlOptions(Options):
         return self
 
 
+class AlpacaJudgingOptions(Options):
+    """Judging stored outputs anew, by a judge that says again what is stored of it.
+
+    Attributes:
+      outputs: a file a model, in AlpacaEval's format.
+      baseline: the file of whom they are judged against.
+      prompt: the judge's prompt, in ChatML with {instruction}, {output_1} and {output_2}.
+      reading: ranking (AlpacaEval 1) or logprobs (AlpacaEval 2).
+      replay: files of one judge's annotations with their raw_completion; a pair that is not in them stays unjudged.
+      max_tries: rankings asked for until one can be read.
+    """
+
+    outputs: Files
+    baseline: Text
+    prompt: Text
+    reading: Literal["ranking", "logprobs"]
+    replay: Files
+    max_tries: Count = 2
+
+
 class AlpacaEvalOptions(Options):
-    """AlpacaEval from stored annotations.
+    """AlpacaEval from annotations, stored ones or those of a judge, or both.
 
     Attributes:
       annotations: files of annotations, in AlpacaEval's format.
+      judging: has outputs judged; the annotations are written beside the results.
       length_control: null: plain win rates only.
     """
 
-    annotations: Files
+    annotations: Files | None = None
+    judging: AlpacaJudgingOptions | None = None
     length_control: LengthControlOptions | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> AlpacaEvalOptions:
+        if self.annotations is None and self.judging is None:
+            recipe_file.raise_problems([("", "has neither annotations nor judging; wanted at least one")])
+        return self
 
 
 class BenchJudgingOptions(Options):

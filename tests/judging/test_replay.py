@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from zephyr_jax.judging.protocol import CallFailed, ChatRequest
+from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply
 from zephyr_jax.judging.replay import ReplayJudge
 
 
@@ -16,7 +16,8 @@ def _asked(judge: ReplayJudge, text: str, *, seed: int = 0) -> str:
 
 
 def test_stored_answers_come_in_their_order_and_then_no_more() -> None:
-    judge = ReplayJudge("gpt-4", [("q", "first"), ("other", "x"), ("q", "second")])
+    stored = [("q", "first"), ("other", "x"), ("q", "second")]
+    judge = ReplayJudge("gpt-4", [(text, Reply(answer, "stop", 0, 0)) for text, answer in stored])
     assert [_asked(judge, "q"), _asked(judge, "q", seed=1)] == ["first", "second"] and judge.num_left == 1
     with pytest.raises(CallFailed, match="no further answer is stored"):
         _asked(judge, "q")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from zephyr_jax.evaluation.fastchat_files import (
 )
 from zephyr_jax.evaluation_recipe import BenchJudgingOptions
 from zephyr_jax.judging.calls import Stop, run_jobs
+from zephyr_jax.judging.protocol import Reply
 from zephyr_jax.judging.replay import ReplayJudge
 from zephyr_jax.records import InputError
 
@@ -49,10 +51,14 @@ class JudgedBench:
         """Writes model_answer/ and model_judgment/ as FastChat's scripts and viewers read them."""
         for model in dict.fromkeys(answer.model for answer in self.answers):
             rows = [answer for answer in self.answers if answer.model == model]
-            write_rows(folder / "model_answer" / f"{model}.jsonl", rows)
+            write_rows(folder / "model_answer" / f"{_file_name(model)}.jsonl", rows)
         for kind, judgments in (("single", self.gradings), ("pair", self.pairs)):
             if judgments:
-                write_rows(folder / "model_judgment" / f"{self.judge}_{kind}.jsonl", judgments)
+                write_rows(folder / "model_judgment" / f"{_file_name(self.judge)}_{kind}.jsonl", judgments)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def judge_bench(options: BenchJudgingOptions, questions: Sequence[Question], *, seed: int) -> JudgedBench:
@@ -109,7 +115,7 @@ def _replayed(options: BenchJudgingOptions) -> tuple[str, ReplayJudge]:
         raise InputError(f"mt_bench.judging.replay: has judgments by {', '.join(judges)}; wanted those of one judge")
     stored = [(row.user_prompt, row.judgment) for row in gradings]
     stored += [game for row in pairs for game in zip(row.user_prompts, row.judgments, strict=True)]
-    return judges[0], ReplayJudge(judges[0], stored)
+    return judges[0], ReplayJudge(judges[0], [(text, Reply(judgment, "stop", 0, 0)) for text, judgment in stored])
 
 
 def _run(jobs: Sequence[Callable[[], Awaitable[T | None]]], *, window: int) -> tuple[list[T], int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from zephyr_jax.evaluation import alpaca_eval, mt_bench, pairwise
 from zephyr_jax.evaluation.agreement import GradingAgreement, VerdictAgreement, agreement, read_judge
+from zephyr_jax.evaluation.alpaca_run import JudgedOutputs, judge_outputs
 from zephyr_jax.evaluation.bench_run import JudgedBench, judge_bench
 from zephyr_jax.evaluation.fastchat_files import read_judgments, read_questions
 from zephyr_jax.evaluation.length_control import LengthControlled, length_controlled_win_rate, read_length_data
@@ -23,6 +24,7 @@ class AlpacaEvalResults:
     win_rates: tuple[alpaca_eval.WinRate, ...]
     length_controlled: tuple[LengthControlled | None, ...]
     comparisons: tuple[Comparison, ...]
+    judged: JudgedOutputs | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -32,6 +34,7 @@ class AlpacaEvalResults:
                 for rate, controlled in zip(self.win_rates, self.length_controlled, strict=True)
             ],
             "comparisons": [comparison.as_dict() for comparison in self.comparisons],
+            "num_unanswered": self.judged.num_unanswered if self.judged else 0,
         }
 
 
@@ -119,7 +122,9 @@ def evaluate_stored(recipe: EvaluationRecipe) -> Results:
 def _alpaca_eval(options: AlpacaEvalOptions, sampling: Sampling) -> AlpacaEvalResults:
     control = options.length_control
     data = read_length_data(control.file, control.glm) if control else None
-    contests = alpaca_eval.by_contest(alpaca_eval.read_annotations(options.annotations))
+    judged = judge_outputs(options.judging, seed=sampling.seed) if options.judging else None
+    annotations = alpaca_eval.read_annotations(options.annotations or ())
+    contests = alpaca_eval.by_contest([*annotations, *(judged.annotations() if judged else ())])
     rates = tuple(alpaca_eval.win_rate(rows, sampling=sampling) for rows in contests.values())
     controlled = [
         length_controlled_win_rate(rows, data, glm=control.glm, sampling=sampling) if control and data else None
@@ -133,7 +138,7 @@ def _alpaca_eval(options: AlpacaEvalOptions, sampling: Sampling) -> AlpacaEvalRe
                 for rows in (first_rows, second_rows)
             ]
             comparisons.append(compare((first[0], scores[0]), (second[0], scores[1]), sampling=sampling))
-    return AlpacaEvalResults(rates, tuple(controlled), tuple(found for found in comparisons if found))
+    return AlpacaEvalResults(rates, tuple(controlled), tuple(found for found in comparisons if found), judged)
 
 
 def _mt_bench(options: MtBenchOptions, sampling: Sampling) -> MtBenchResults:

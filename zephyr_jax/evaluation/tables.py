@@ -78,7 +78,9 @@ def alpaca_eval_table(results: AlpacaEvalResults) -> Table:
 
 def alpaca_eval_sentences(results: AlpacaEvalResults) -> list[str]:
     """What may be said of the win rates."""
+    missing = results.judged.num_unanswered if results.judged else 0
     return [
+        *([f"The judge gave no judgment at all on {missing} pairs that it was asked about."] if missing else []),
         *(_contest_sentence(rate) for rate in results.win_rates),
         *(f"{comparison.sentence('instructions')}, in points of win rate." for comparison in results.comparisons),
     ]

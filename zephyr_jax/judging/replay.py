@@ -15,18 +15,18 @@ from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply
 class ReplayJudge:
     """Answers by the text of the last user turn alone; several answers stored to one text come one after another.
 
-    respondent = ReplayJudge("gpt-4", [(user_prompt, judgment), ...])
+    respondent = ReplayJudge("gpt-4", [(user_prompt, reply), ...])
     """
 
     window = 1
 
-    def __init__(self, name: str, stored: Iterable[tuple[str, str]]):
+    def __init__(self, name: str, stored: Iterable[tuple[str, Reply]]):
         """Args:
         name: whose answers they are.
-        stored: (text of the question's last turn, answer), in the order in which they were given.
+        stored: (text of the question's last turn, reply), in the order in which they were given.
         """
         self.identity: Mapping[str, Any] = {"model": name, "replayed": True}
-        self._left: dict[str, collections.deque[str]] = {}
+        self._left: dict[str, collections.deque[Reply]] = {}
         for text, answer in stored:
             self._left.setdefault(text, collections.deque()).append(answer)
 
@@ -42,7 +42,7 @@ class ReplayJudge:
             raise CallFailed(f"nothing is stored to the question that begins {text[:80]!r}")
         if not answers:
             raise CallFailed(f"no further answer is stored to the question that begins {text[:80]!r}")
-        return Reply(answers.popleft(), "stop", 0, 0)
+        return answers.popleft()
 
     @property
     def num_left(self) -> int:

@@ -1,0 +1,214 @@
+"""Has a judge annotate AlpacaEval's outputs: which of two it is shown first, what it is shown, how its words are read.
+
+Each pair is judged once; a coin that hangs on the instruction alone decides whether the outputs are shown in the order
+(baseline, model) or turned, and a preference is turned back. Equal outputs are a tie that nobody is asked about. Two
+ways to read a judge: `ranking`, version 1, a Python list of ranks in its answer; `logprobs`, version 2, the
+probabilities of `m` and `M` as its next token. The prompt is the user's file, in ChatML as alpaca_eval has it. Whoever
+answers stands behind `ask`.
+
+Source of the rules: alpaca_eval's processors.py (the coin), completion_parsers.py, utils.py (ChatML).
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import math
+import random
+import re
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Literal
+
+from zephyr_jax.evaluation.stored_rows import field, read_rows
+from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, derived_seed
+from zephyr_jax.records import InputError, Message
+
+Reading = Literal["ranking", "logprobs"]
+CHOICES = ("m", "M")  # the first and the second output shown
+MAX_RANKING_TOKENS = 100
+RETRY_TEMPERATURE = 0.7
+Ask = Callable[[ChatRequest], Awaitable[Reply]]
+_WANTED = "an output in AlpacaEval's format, with instruction, output and generator"
+_PLACE = re.compile(r"\{(instruction|output_1|output_2)\}")
+_TURN = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)<\|im_end\|>", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Output:
+    """A row of model_outputs.json: one model's answer to one instruction."""
+
+    instruction: str
+    output: str
+    generator: str
+    dataset: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OutputPair:
+    """What is judged: the baseline's and the model's output to the instruction at `index` of the baseline's file."""
+
+    index: int
+    baseline: Output
+    model: Output
+
+
+def read_outputs(source: str) -> list[Output]:
+    """Outputs of one file, of one model.
+
+    Raises:
+      InputError: it cannot be read, a row is no output, an instruction is there twice, or several models are.
+    """
+    outputs: dict[str, Output] = {}
+    for location, row in read_rows(source):
+        texts = [field(row, key, str, location, wanted=_WANTED) for key in ("instruction", "output", "generator")]
+        output = Output(texts[0], texts[1], texts[2], row.get("dataset"))
+        if output.instruction in outputs:
+            raise InputError(f"{location}: its instruction is there before; wanted each once")
+        outputs[output.instruction] = output
+        first = next(iter(outputs.values())).generator
+        if output.generator != first:
+            raise InputError(f"{location}: is by {output.generator!r} in a file of {first!r}; wanted one model a file")
+    return list(outputs.values())
+
+
+def pair_outputs(baseline: Sequence[Output], model: Sequence[Output]) -> list[OutputPair]:
+    """The model's outputs beside the baseline's, in the baseline's order.
+
+    Raises:
+      InputError: one of the model's instructions is none of the baseline's.
+    """
+    found = {output.instruction: output for output in model}
+    pairs = [
+        OutputPair(index, output, found.pop(output.instruction))
+        for index, output in enumerate(baseline)
+        if output.instruction in found
+    ]
+    if found:
+        name, text = model[0].generator, next(iter(found))
+        raise InputError(
+            f"alpaca_eval.judging: {baseline[0].generator} has no output to {len(found)} of {name}'s instructions, "
+            f"such as {text[:60]!r}; wanted outputs to the same instructions"
+        )
+    return pairs
+
+
+def is_turned(instruction: str) -> bool:
+    """Whether the model's output is shown first; alpaca_eval's own coin at its default seed, 0."""
+    return random.Random(f"is_switched_outputs{instruction}0").choices([False, True])[0]
+
+
+def parse_prompt(text: str, *, name: str) -> tuple[Message, ...]:
+    """A prompt in ChatML as messages with {instruction}, {output_1} and {output_2} in them.
+
+    Raises:
+      InputError: it is none, or lacks a place.
+    """
+    messages: list[Message] = [{"role": role, "content": content.strip()} for role, content in _TURN.findall(text)]
+    missing = {"instruction", "output_1", "output_2"} - set(_PLACE.findall(text))
+    if not messages or messages[-1]["role"] != "user" or missing:
+        lacks = f"has no place for {', '.join(sorted(missing))}" if missing else "does not end with a user's turn"
+        raise InputError(
+            f"alpaca_eval.judging.prompt {name}: {lacks}; wanted AlpacaEval's ChatML, <|im_start|>user ... <|im_end|>"
+        )
+    return tuple(messages)
+
+
+def filled(messages: Iterable[Message], pair: OutputPair) -> tuple[Message, ...]:
+    """The prompt for one pair, its outputs in the order that the coin says. What they hold is never a place itself."""
+    shown = [pair.baseline.output, pair.model.output]
+    if is_turned(pair.baseline.instruction):
+        shown.reverse()
+    texts = {"instruction": pair.baseline.instruction, "output_1": shown[0], "output_2": shown[1]}
+    return tuple(
+        {"role": message["role"], "content": _PLACE.sub(lambda match: texts[match[1]], message["content"])}
+        for message in messages
+    )
+
+
+def parse_ranking(text: str) -> float | None:
+    """1 where `model_1` has rank 1, 2 where it has rank 2, in a Python list of {'model': ..., 'rank': ...}."""
+    try:
+        rank = next(entry["rank"] for entry in ast.literal_eval(text.strip()) if entry["model"] == "model_1")
+    except (ValueError, SyntaxError, TypeError, KeyError, StopIteration, RecursionError, MemoryError):
+        return None
+    return float(rank) if rank in (1, 2) else None
+
+
+def preference_of_logprobs(logprobs: Sequence[float | None]) -> float | None:
+    """2 - p(m) / (p(m) + p(M)), a token that was not listed counting as p = 0; None where neither was."""
+    weights = [0.0 if logprob is None else math.exp(logprob) for logprob in logprobs]
+    total = sum(weights)
+    return 2 - weights[0] / total if total > 0 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotator:
+    """How pairs are judged.
+
+    Attributes:
+      name: the judge's, for the rows.
+      prompt: see `parse_prompt`.
+      reading: how its answers are read.
+      max_tries: a ranking that cannot be read is asked for again, with another seed and a higher temperature.
+      seed: of the run.
+    """
+
+    name: str
+    prompt: tuple[Message, ...]
+    reading: Reading
+    max_tries: int = 2
+    seed: int = 42
+
+    def jobs(self, pairs: Sequence[OutputPair], ask: Ask) -> list[Callable[[], Awaitable[dict[str, Any] | None]]]:
+        """A job a pair: it gives a row of alpaca_eval's annotations; None where the judge did not answer at all."""
+
+        def job(pair: OutputPair) -> Callable[[], Awaitable[dict[str, Any] | None]]:
+            async def run() -> dict[str, Any] | None:
+                if pair.baseline.output == pair.model.output:
+                    return _annotation_row(pair, self.name, 1.5, None)
+                reply = preference = None
+                for attempt in range(self.max_tries if self.reading == "ranking" else 1):
+                    try:
+                        reply = await ask(self._request(pair, attempt))
+                    except CallFailed:
+                        break
+                    preference = self._read(reply)
+                    if preference is not None:
+                        break
+                if reply is None:
+                    return None
+                if preference is not None and is_turned(pair.baseline.instruction):
+                    preference = 3 - preference
+                return _annotation_row(pair, self.name, preference, reply)
+
+            return run
+
+        return [job(pair) for pair in pairs]
+
+    def _request(self, pair: OutputPair, attempt: int) -> ChatRequest:
+        by_rank = self.reading == "ranking"
+        return ChatRequest(
+            filled(self.prompt, pair),
+            max_tokens=MAX_RANKING_TOKENS if by_rank else 1,
+            temperature=0.0 if attempt == 0 else RETRY_TEMPERATURE,
+            seed=derived_seed(self.seed, pair.model.generator, pair.baseline.instruction, attempt),
+            choices=() if by_rank else CHOICES,
+        )
+
+    def _read(self, reply: Reply) -> float | None:
+        return parse_ranking(reply.text) if self.reading == "ranking" else preference_of_logprobs(reply.choice_logprobs)
+
+
+def _annotation_row(pair: OutputPair, annotator: str, preference: float | None, reply: Reply | None) -> dict[str, Any]:
+    return {
+        "instruction": pair.baseline.instruction,
+        "output_1": pair.baseline.output,
+        "generator_1": pair.baseline.generator,
+        "dataset": pair.baseline.dataset,
+        "output_2": pair.model.output,
+        "generator_2": pair.model.generator,
+        "annotator": annotator,
+        "preference": preference,
+        "index": pair.index,
+        "raw_completion": None if reply is None else reply.text or list(reply.choice_logprobs),
+    }

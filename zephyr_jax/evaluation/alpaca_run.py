@@ -1,0 +1,118 @@
+"""One run of judging AlpacaEval outputs as a recipe asks for it; here the judge says again what is stored of it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zephyr_jax.evaluation.alpaca_eval import Annotation, parse_annotation
+from zephyr_jax.evaluation.alpaca_judging import (
+    CHOICES,
+    Annotator,
+    Output,
+    OutputPair,
+    filled,
+    pair_outputs,
+    parse_prompt,
+    read_outputs,
+)
+from zephyr_jax.evaluation.stored_rows import field, read_rows
+from zephyr_jax.evaluation_recipe import AlpacaJudgingOptions
+from zephyr_jax.judging.calls import Stop, run_jobs
+from zephyr_jax.judging.protocol import Reply
+from zephyr_jax.judging.replay import ReplayJudge
+from zephyr_jax.records import InputError, Message
+
+_WANTED = "an annotation of alpaca_eval with instruction, output_1, output_2, annotator and raw_completion"
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgedOutputs:
+    """What a judge said of all outputs.
+
+    Attributes:
+      rows: in alpaca_eval's format.
+      num_unanswered: pairs that it said nothing of.
+    """
+
+    rows: tuple[Mapping[str, Any], ...]
+    num_unanswered: int
+
+    def annotations(self) -> list[Annotation]:
+        """The rows as annotations."""
+        return [parse_annotation(row, row["index"], f"judged:{row['index'] + 1}") for row in self.rows]
+
+    def write(self, folder: Path) -> None:
+        """Writes MODEL/ANNOTATOR/annotations.json, as alpaca_eval's folder of results has it."""
+        places: dict[Path, list[Mapping[str, Any]]] = {}
+        for row in self.rows:
+            names = [re.sub(r"[^\w.-]+", "-", str(row[key])) for key in ("generator_2", "annotator")]
+            places.setdefault(folder.joinpath(*names), []).append(row)
+        for place, rows in places.items():
+            place.mkdir(parents=True, exist_ok=True)
+            partial = place / "annotations.json.partial"
+            partial.write_text(json.dumps(rows, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+            partial.replace(place / "annotations.json")
+
+
+def judge_outputs(options: AlpacaJudgingOptions, *, seed: int) -> JudgedOutputs:
+    """Has all outputs judged.
+
+    Raises:
+      InputError: a file cannot be used, or the judge has said nothing of any of them.
+    """
+    try:
+        prompt = parse_prompt(Path(options.prompt).read_text(encoding="utf-8"), name=options.prompt)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"alpaca_eval.judging.prompt {options.prompt}: cannot be read ({error})") from error
+    baseline = read_outputs(options.baseline)
+    pairs = [pair for source in options.outputs for pair in pair_outputs(baseline, read_outputs(source))]
+    name, respondent = _replayed(options, prompt)
+    annotator = Annotator(name, prompt, options.reading, options.max_tries, seed)
+    jobs: Sequence[Callable[[], Awaitable[Any]]] = annotator.jobs(pairs, respondent.reply)
+    results: list[dict[str, Any] | None] = asyncio.run(run_jobs(jobs, window=respondent.window, stop=Stop()))
+    rows = tuple(row for row in results if row is not None)
+    if not rows:
+        raise InputError(
+            f"alpaca_eval.judging.replay {', '.join(options.replay)}: nothing is stored of any of the {len(pairs)} "
+            "pairs; wanted annotations of these outputs against this baseline"
+        )
+    return JudgedOutputs(rows, len(results) - len(rows))
+
+
+def _replayed(options: AlpacaJudgingOptions, prompt: tuple[Message, ...]) -> tuple[str, ReplayJudge]:
+    """The judge of stored annotations: what it was shown is the prompt filled in with their own outputs."""
+    names: dict[str, None] = {}
+    stored: list[tuple[str, Reply]] = []
+    for source in options.replay:
+        for location, row in read_rows(source):
+            texts = [field(row, key, str, location, wanted=_WANTED) for key in ("instruction", "output_1", "output_2")]
+            names[field(row, "annotator", str, location, wanted=_WANTED)] = None
+            pair = OutputPair(0, Output(texts[0], texts[1], "", None), Output(texts[0], texts[2], "", None))
+            raw = field(row, "raw_completion", (str, dict, list, type(None)), location, wanted=_WANTED)
+            if raw is not None:
+                stored.append((filled(prompt, pair)[-1]["content"], _reply(raw, location)))
+    if len(names) > 1:
+        raise InputError(
+            f"alpaca_eval.judging.replay: has annotations by {', '.join(names)}; wanted those of one judge"
+        )
+    name = next(iter(names))
+    return name, ReplayJudge(name, stored)
+
+
+def _reply(raw: Any, location: str) -> Reply:
+    """A stored completion: a text, an OpenAI choice with its likeliest first tokens, or our own list of log-probs."""
+    if isinstance(raw, str):
+        return Reply(raw, "stop", 0, 0)
+    if isinstance(raw, list):
+        return Reply("", "stop", 0, 0, tuple(raw))
+    try:
+        likely = {entry["token"]: entry["logprob"] for entry in raw["logprobs"]["content"][0]["top_logprobs"]}
+    except (KeyError, IndexError, TypeError) as error:
+        raise InputError(f"{location}: 'raw_completion' has no top_logprobs; wanted {_WANTED}") from error
+    return Reply("", "stop", 0, 0, tuple(likely.get(choice) for choice in CHOICES))
