@@ -16,7 +16,7 @@ from zephyr_jax.model.attention import attention
 from zephyr_jax.model.mistral import ModelSettings, abstract_params
 from zephyr_jax.model.visibility import Coordinates
 from zephyr_jax.recipe import ModelShape
-from zephyr_jax.sharding import batch_shardings, make_mesh
+from zephyr_jax.sharding import batch_shardings, make_mesh, replicated
 from zephyr_jax.training.objectives import dpo_objective
 from zephyr_jax.training.sharded_step import make_sharded_step
 
@@ -37,11 +37,10 @@ def _custom_calls(program: jax.stages.Compiled) -> list[str]:
 @pytest.mark.parametrize("gpu", ["a100", "h100"])
 def test_every_tile_compiles_within_the_shared_memory_of_the_gpu(gpu, head_dim, dtype):
     """Forward, dq and dkv; XLA runs Triton to the end and refuses what asks for more than 163 kB or 227 kB."""
-    [device] = absent_devices(gpu, 1)
-    here = jax.sharding.SingleDeviceSharding(device)
+    mesh = make_mesh(recipe.Mesh(), absent_devices(gpu, 1))
 
     def array(shape, dtype):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=here)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(mesh))
 
     heads = [array((2, 1024, n, head_dim), dtype) for n in (8, 2, 2)]
     where = Coordinates(*(array((2, 1024), jnp.int32),) * 3)
@@ -50,7 +49,8 @@ def test_every_tile_compiles_within_the_shared_memory_of_the_gpu(gpu, head_dim, 
         out = attention(*heads, query=where, key=where, window=512, implementation="pallas")
         return jnp.sum(out.astype(jnp.float32))
 
-    program = jax.jit(jax.grad(total)).lower(heads, where).compile()
+    with jax.set_mesh(mesh):  # by it Pallas knows the GPU
+        program = jax.jit(jax.grad(total)).lower(heads, where).compile()
     assert _custom_calls(program) == KERNELS["pallas"]
 
 

@@ -88,6 +88,8 @@ def attention(
     Returns:
       [B, T, N, H] in the dtype of the queries.
     """
+    if window is not None and window >= k_BSKH.shape[1]:
+        window = None  # positions have no gaps: it hides nothing, and kernels are spared it
     if implementation == "xla":
         return _dense(q_BTNH, k_BSKH, v_BSKH, visible(query, key, window=window))
     if blocks is None:

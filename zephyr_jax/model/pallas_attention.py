@@ -397,4 +397,5 @@ def _seen(
 
 def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
     """A product with a float32 result."""
-    return pl.dot(left, right, precision="highest" if left.dtype == jnp.float32 else None)
+    precision = "highest" if left.dtype == jnp.float32 else None  # GPUs would take TF32
+    return jnp.dot(left, right, preferred_element_type=jnp.float32, precision=precision)
