@@ -9,18 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.model.absent_gpus import absent_devices, has_cudnn, needs_plugin
 from tests.training.small_stages import dpo_options
 from zephyr_jax import recipe
 from zephyr_jax.model.attention import attention
 from zephyr_jax.model.mistral import ModelSettings, abstract_params
 from zephyr_jax.model.visibility import Coordinates
+from zephyr_jax.planning.machine import open_machine
 from zephyr_jax.recipe import ModelShape
-from zephyr_jax.sharding import batch_shardings, make_mesh, replicated
+from zephyr_jax.sharding import batch_shardings, replicated
 from zephyr_jax.training.objectives import dpo_objective
 from zephyr_jax.training.sharded_step import make_sharded_step
 
-pytestmark = needs_plugin
+pytestmark = [pytest.mark.plan, pytest.mark.usefixtures("cuda_plugin")]
 
 KERNELS = {
     "pallas": ["__gpu$xla.gpu.triton"] * 3,
@@ -34,10 +34,10 @@ def _custom_calls(program: jax.stages.Compiled) -> list[str]:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize("gpu", ["a100", "h100"])
+@pytest.mark.parametrize("gpu", ["a100-80gb", "h100"])
 def test_every_tile_compiles_within_the_shared_memory_of_the_gpu(gpu, head_dim, dtype):
     """Forward, dq and dkv; XLA runs Triton to the end and refuses what asks for more than 163 kB or 227 kB."""
-    mesh = make_mesh(recipe.Mesh(), absent_devices(gpu, 1))
+    mesh = open_machine(gpu, num_devices=1, num_hosts=1).mesh(recipe.Mesh())
 
     def array(shape, dtype):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(mesh))
@@ -60,7 +60,8 @@ def test_a_train_step_on_eight_gpus_runs_each_kernel_once_a_layer_with_its_resul
 
     The forward scan and the backward scan are each in the program once, whatever the number of layers.
     """
-    if attention == "cudnn" and not has_cudnn:
+    machine = open_machine("a100-80gb", num_devices=8, num_hosts=1)
+    if attention == "cudnn" and not machine.has_cudnn:
         pytest.skip("needs cuDNN: nvidia-cudnn-cu12")
     shape = ModelShape(
         hidden_size=512,
@@ -72,7 +73,7 @@ def test_a_train_step_on_eight_gpus_runs_each_kernel_once_a_layer_with_its_resul
         vocab_size=512,
         sliding_window=256,
     )
-    mesh = make_mesh(recipe.Mesh(data=1, fsdp=4, tensor=2), absent_devices("a100", 8))
+    mesh = machine.mesh(recipe.Mesh(data=1, fsdp=4, tensor=2))
     settings = ModelSettings("bfloat16", attention, "attention", "gpu", "plain")
     options = dpo_options()
     batch = {name: np.zeros((1, 4, 512), np.int32) for name in ("tokens", "positions", "segments", "branches")}
