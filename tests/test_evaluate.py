@@ -127,6 +127,12 @@ def test_published_categories_average_to_the_published_score() -> None:
         ("mt_bench.judgements=[x]", r"unknown key 'mt_bench.judgements'; did you mean 'mt_bench.judgments'"),
         ("alpaca_eval.annotations=[]", "alpaca_eval.annotations: "),
         ("statistics.resamples=10", "statistics.resamples: got 10, wanted at least 100"),
+        ("mt_bench.judgments=null", "mt_bench: has neither judgments nor judging"),
+        ("alpaca_eval.annotations=null", "alpaca_eval: has neither annotations nor judging"),
+        (
+            "mt_bench.judging={answers: a, prompts: p, replay: r, mode: pair, repetitions: 2}",
+            "mt_bench.judging.repetitions: got 2, wanted 1 with mode pair",
+        ),
         ("alpaca_eval.length_control={}", "length_control.file: got none, wanted AlpacaEval's df_gamed.csv"),
         ("alpaca_eval.length_control={glm: length_controlled_minimal, file: x}", "reads none; leave it out"),
     ],

@@ -115,6 +115,7 @@ class BenchJudgingOptions(Options):
       replay: files of one judge's judgments; an answer whose very prompt is not in them stays without a judgment.
       mode: single: each answer is graded; pair: two models' answers are compared in both orders.
       max_tries: judgments asked for until one can be parsed.
+      repetitions: how often each answer is graded, to see the judge's spread; pairs are judged once.
     """
 
     answers: Files
@@ -123,6 +124,13 @@ class BenchJudgingOptions(Options):
     replay: Files
     mode: Literal["single", "pair"] = "single"
     max_tries: Count = 2
+    repetitions: Count = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> BenchJudgingOptions:
+        if self.mode == "pair" and self.repetitions > 1:
+            recipe_file.raise_problems([("repetitions", f"got {self.repetitions}, wanted 1 with mode pair")])
+        return self
 
 
 class MtBenchOptions(Options):

@@ -82,6 +82,13 @@ def test_what_cannot_be_read_is_asked_again_and_then_kept_as_unparsed() -> None:
     assert len({request.seed for request in judge.asked}) == 4
 
 
+def test_repeated_grading_is_another_question_each_time() -> None:
+    judge = Judge(*["[[5]]"] * 4)
+    for repetition in range(2):
+        _run(grading_jobs(_bench(WRITING), "ours", ANSWERS, judge, repetition=repetition))
+    assert len({request.seed for request in judge.asked}) == 4
+
+
 def test_an_answer_that_nobody_judged_has_no_row() -> None:
     assert _run(grading_jobs(_bench(WRITING), "ours", ANSWERS, Judge("nothing"))) != [None, None]
     assert _run(grading_jobs(_bench(WRITING), "ours", ANSWERS, Judge())) == [None, None]
@@ -167,4 +174,7 @@ def test_answers_that_are_missing_are_named(tmp_path: Path) -> None:
     write(tmp_path / "j.jsonl", [judgment, judgment | {"judge": ["k", "t"]}])
     with pytest.raises(InputError, match="has judgments by j, k; wanted those of one judge"):
         judge_bench(options, [WRITING], seed=1)
+    write(tmp_path / "j.jsonl", [judgment | {"user_prompt": "Q write A a", "judgment": f"[[{x}]]"} for x in (4, 6)])
+    judged = judge_bench(options.model_copy(update={"repetitions": 3}), [Question(1, "writing", ("write",))], seed=1)
+    assert [row.score for row in judged.gradings] == [4, 6] and judged.num_unanswered == 1
     assert json.loads((tmp_path / "p.jsonl").read_text().splitlines()[0])["name"] in read_judge_prompts(options.prompts)

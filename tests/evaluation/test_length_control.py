@@ -15,6 +15,7 @@ from zephyr_jax.evaluation.statistics import Sampling
 from zephyr_jax.records import InputError
 
 FEW = Sampling(resamples=40)
+HEAD = "index,instruction_difficulty,preference,std_delta_len,not_gamed_baseline\n"
 
 
 @pytest.fixture
@@ -112,8 +113,9 @@ def test_folds_are_those_of_scikit_learn(sklearn) -> None:
     [
         ("index,difficulty\n0,1\n", r"has no column instruction_difficulty, .*\(it has index, difficulty\)"),
         ("", "it has no rows"),
-        ("index,instruction_difficulty,preference,std_delta_len\n0,x,0,0\n", "could not convert"),
-        ("index,instruction_difficulty,preference,std_delta_len\n0,1,2,0\n", "a preference is 2; wanted 0 to 1"),
+        (f"{HEAD}0,x,0,0,False\n", "could not convert"),
+        (f"{HEAD}0,1,2,0,False\n", "a preference is 2; wanted 0 to 1"),
+        ("index,instruction_difficulty,preference,std_delta_len\n0,1,2,0\n", "has no column not_gamed_baseline"),
     ],
 )
 def test_a_file_of_another_kind_is_named(tmp_path: Path, text: str, message: str) -> None:

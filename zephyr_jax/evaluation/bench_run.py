@@ -86,7 +86,12 @@ def judge_bench(options: BenchJudgingOptions, questions: Sequence[Question], *, 
     turns = {model: answers_by_question(answers, bench, model=model) for model in models}
     if options.mode == "single":
         gradings, missing = _run(
-            [job for model in models for job in grading_jobs(bench, model, turns[model], respondent.reply)],
+            [
+                job
+                for repetition in range(options.repetitions)
+                for model in models
+                for job in grading_jobs(bench, model, turns[model], respondent.reply, repetition=repetition)
+            ],
             window=respondent.window,
         )
         pairs: list[PairJudgment] = []

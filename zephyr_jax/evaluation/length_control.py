@@ -40,7 +40,8 @@ class LengthData:
 
     Attributes:
       difficulty: by the instruction's index; empty where there is no file.
-      gamed_XM: [X, 3] features (tanh of the length difference, difficulty, 0) of the gamed baselines' annotations.
+      gamed_XM: [X, 3] features of the gamed baselines' annotations: tanh of the length difference, difficulty, and 0;
+        1 for a row that the file says is of a baseline that was not gamed.
       gamed_X: [X] their preferences, 0 to 1.
     """
 
@@ -67,7 +68,10 @@ def read_length_data(path: str | None, glm: GlmName) -> LengthData:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"length_control.file {path}: cannot be read ({error}); wanted a CSV file") from error
     gamed = glm == "length_controlled_v1"
-    needed = ["instruction_difficulty", *(["preference", "std_delta_len", "index"] if gamed else [])]
+    needed = [
+        "instruction_difficulty",
+        *(["preference", "std_delta_len", "index", "not_gamed_baseline"] if gamed else []),
+    ]
     columns = list(rows[0]) if rows else []
     missing = [column for column in needed if column not in columns]
     if missing:
@@ -82,7 +86,14 @@ def read_length_data(path: str | None, glm: GlmName) -> LengthData:
         for row in rows:
             difficulty.setdefault(int(float(row[key])), float(row["instruction_difficulty"]))
         used = [row for row in rows if gamed and row["preference"]]
-        features = [[np.tanh(float(row["std_delta_len"])), float(row["instruction_difficulty"]), 0.0] for row in used]
+        features = [
+            [
+                np.tanh(float(row["std_delta_len"])),
+                float(row["instruction_difficulty"]),
+                float(row["not_gamed_baseline"].strip().lower() in ("true", "1", "1.0")),
+            ]
+            for row in used
+        ]
         preferences = [float(row["preference"]) for row in used]
     except ValueError as error:
         raise InputError(f"length_control.file {path}: {error}; wanted numbers in {', '.join(needed)}") from error
@@ -157,7 +168,8 @@ def length_controlled_win_rate(
     gamed_XM = data.gamed_XM.reshape(-1, features_NM.shape[1])
     train_XM = np.concatenate([gamed_XM, features_NM[parsed]])
     target_X = np.concatenate([data.gamed_X, target_N[parsed]])
-    weight_X = np.concatenate([np.full(len(gamed_XM), GAMED_WEIGHT), np.ones(int(parsed.sum()))])
+    # The last feature says whose row it is.
+    weight_X = np.where(train_XM[:, -1] == 1, 1.0, GAMED_WEIGHT)
     strength = _best_strength(train_XM, target_X, weight_X)
     coefficients_M = _fit(train_XM, target_X, weight_X, strength)
     equal_NM = features_NM.copy()
