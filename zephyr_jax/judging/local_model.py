@@ -50,6 +50,7 @@ class LocalModel:
         self.window = BATCHES_PER_CHUNK * options.batch_size
         self._waiting: list[tuple[ChatRequest, np.ndarray, asyncio.Future[Reply]]] = []
         self._worker: asyncio.Task[None] | None = None
+        self._is_cancelled = False
 
     async def reply(self, request: ChatRequest) -> Reply:
         """Answers one request; see Respondent."""
@@ -113,9 +114,15 @@ class LocalModel:
                 print(f"feedback: loading {self.name}, {self._model.settings_text()}", file=sys.stderr)
                 self._model = self._model.load()
             for index, reply in self._replies(requests, prompts):
+                if self._is_cancelled:
+                    return
                 loop.call_soon_threadsafe(hand_over, index, reply)
 
-        await asyncio.to_thread(answer)
+        try:
+            await asyncio.to_thread(answer)
+        except asyncio.CancelledError:
+            self._is_cancelled = True  # the thread ends with the next row: a thread cannot be stopped from outside
+            raise
 
     def _replies(self, requests: Sequence[ChatRequest], prompts: Sequence[np.ndarray]) -> Iterator[tuple[int, Reply]]:
         """Index and answer, as rows end; runs in the thread."""
