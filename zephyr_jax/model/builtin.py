@@ -122,7 +122,7 @@ def open_smollm2() -> WeightSource:
         tokenizer="builtin:smollm2",
         stop_ids=_STOP_IDS,
         open_tensors=open_tensors,
-        hash_content=lambda: _SHA256,
+        hash_content=lambda peers: _SHA256,
     )
 
 

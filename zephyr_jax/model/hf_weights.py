@@ -15,6 +15,7 @@ from typing import Any
 
 from zephyr_jax.model import hf_config, safetensors_files
 from zephyr_jax.model.weight_source import WeightSource, check_tensors
+from zephyr_jax.peers import ALONE, Peers
 from zephyr_jax.records import InputError
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -50,7 +51,7 @@ def open_folder(folder: Path) -> WeightSource:
         tokenizer=str(folder),
         stop_ids=hf_config.read_stop_ids(generation_config, config),
         open_tensors=lambda: checked,
-        hash_content=functools.cache(lambda: hash_tensors({name: tensors[name] for name in checked})),
+        hash_content=functools.cache(lambda peers: hash_tensors({name: tensors[name] for name in checked}, peers)),
     )
 
 
@@ -108,18 +109,23 @@ def _open_sharded(folder: Path, index_file: Path) -> dict[str, safetensors_files
     return tensors
 
 
-def hash_tensors(tensors: Mapping[str, safetensors_files.StoredTensor]) -> str:
+def hash_tensors(tensors: Mapping[str, safetensors_files.StoredTensor], peers: Peers = ALONE) -> str:
     """sha256 over the name, type, shape and sha256 of the bytes of each tensor, in the order of the names.
 
-    The same tensors in one file or in ten have the same hash. Tensors are read by pieces, several at a time.
+    The same tensors in one file or in ten have the same hash. Tensors are read by pieces, several at a time, and each
+    by one of the processes.
     """
     names = sorted(tensors)
+    mine = names[peers.index :: peers.count]
     with concurrent.futures.ThreadPoolExecutor(max_workers=8) as pool:  # hashlib computes outside Python's lock
-        digests = list(pool.map(lambda name: _hash_bytes(tensors[name]), names))
+        hashed = dict(zip(mine, pool.map(lambda name: _hash_bytes(tensors[name]), mine), strict=True))
+    digests: dict[str, str] = {}
+    for part in peers.gather("the hashes of the weights", hashed):
+        digests |= part
     total = hashlib.sha256()
-    for name, digest in zip(names, digests, strict=True):
+    for name in names:
         tensor = tensors[name]
-        total.update(json.dumps([name, tensor.dtype.name, tensor.shape, digest]).encode())
+        total.update(json.dumps([name, tensor.dtype.name, tensor.shape, digests[name]]).encode())
     return total.hexdigest()
 
 

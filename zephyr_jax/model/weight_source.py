@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from zephyr_jax.model import tensor_names
+from zephyr_jax.peers import ALONE, Peers
 from zephyr_jax.recipe import ModelShape
 from zephyr_jax.records import InputError
 
@@ -46,7 +47,7 @@ class WeightSource:
       tokenizer: what `load_chat_tokenizer` takes to get the model's own tokenizer.
       stop_ids: token ids that end a generation, from the model's own files; empty where they name none.
       open_tensors: gives the readers, checked against `shape` (called when the weights are first needed).
-      hash_content: computes the fingerprint.
+      hash_content: computes the fingerprint, shared out between the processes given.
     """
 
     name: str
@@ -55,14 +56,17 @@ class WeightSource:
     tokenizer: str
     stop_ids: tuple[int, ...]
     open_tensors: Callable[[], Mapping[str, TensorReader]]
-    hash_content: Callable[[], str]
+    hash_content: Callable[[Peers], str]
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, peers: Peers = ALONE) -> str:
         """A sha256 (hex) of the weights' names, types, shapes and bytes, whichever files they are spread over.
 
         The configuration (RoPE theta, window ...) is not part of it: `shape` is.
+
+        Args:
+          peers: the processes that share the reading, each of which asks.
         """
-        return self.hash_content()
+        return self.hash_content(peers)
 
     def load_params(self, shardings: Mapping[str, Any]) -> dict[str, Any]:
         """Reads the parameter tree (see `mistral.py` for its layout), float32, straight to its devices.

@@ -220,7 +220,7 @@ def reference_fields(
         **run.tokenizer.fingerprint(),
         "max_length": str(options.max_length),
         "max_prompt_length": str(options.max_prompt_length),
-        "weights": run.peers.first_says("the hash of the weights", start.fingerprint),
+        "weights": start.fingerprint(run.peers),
         "shape": json.dumps(start.shape.model_dump(), sort_keys=True),  # RoPE theta, window: not among the tensors
         "dtype": settings.compute_dtype,
         "layout": options.layout if options.layout == "padded" else f"packed {options.row_length}",

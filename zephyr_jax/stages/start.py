@@ -76,10 +76,10 @@ class StartModel:
         """Parameters, sharded over the mesh by the model's table."""
         return self.load_params(tree_shardings(abstract_params(self.shape), PARTITION_RULES, mesh))
 
-    def fingerprint(self) -> str:
-        """Hash of the weights' content; of shape and seed where they are random."""
+    def fingerprint(self, peers: Peers = ALONE) -> str:
+        """Hash of the weights' content, which the processes share out; of shape and seed where they are random."""
         if self.source is not None:
-            return self.source.fingerprint()
+            return self.source.fingerprint(peers)
         text = json.dumps(["random", self.seed, self.shape.model_dump()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
