@@ -21,10 +21,10 @@ from urllib.parse import urlsplit
 
 from zephyr_jax.feedback_recipe import Budget, ModelOptions, Price
 from zephyr_jax.judging.budget import Purse
-from zephyr_jax.judging.calls import Caller, Stop, run_jobs
+from zephyr_jax.judging.calls import Caller, run_jobs
 from zephyr_jax.judging.journal import Journal
 from zephyr_jax.judging.openai_endpoint import OpenAIEndpoint
-from zephyr_jax.judging.protocol import ChatRequest
+from zephyr_jax.judging.protocol import ChatRequest, Stop
 from zephyr_jax.judging.tally import Tally
 
 PROMPT = "Why is the sky blue? " * 40

@@ -76,7 +76,7 @@ def test_ctrl_c_waits_for_what_is_in_flight_and_loses_nothing(tmp_path: Path, re
         said = process.communicate()[1].decode()
         assert process.returncode == 130 and "waiting for the calls in flight" in said and "Traceback" not in said
         kept = sum(len(path.read_text().splitlines()) for path in (tmp_path / "runs/calls").iterdir())
-        assert kept == server.num_requests < 24
+        assert kept == server.num_requests <= IN_FLIGHT + 4  # what was ready behind them is not sent
 
 
 def test_a_changed_recipe_is_refused_key_by_key_and_what_decides_no_answer_may_change(tmp_path: Path, capsys) -> None:

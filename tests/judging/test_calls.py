@@ -11,9 +11,9 @@ import pytest
 
 from zephyr_jax.feedback_recipe import Budget, Price
 from zephyr_jax.judging.budget import BudgetSpent, Purse
-from zephyr_jax.judging.calls import Caller, Stop, ask_until, run_jobs
+from zephyr_jax.judging.calls import Caller, ask_until, run_jobs
 from zephyr_jax.judging.journal import Journal
-from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, derived_seed, draw_order
+from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, Stop, derived_seed, draw_order
 from zephyr_jax.judging.tally import Tally
 
 NO_LIMIT, FREE = Budget(), Price()

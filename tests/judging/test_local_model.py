@@ -11,7 +11,7 @@ import pytest
 from tests.generation.tiny_chat_model import write_chat_model
 from zephyr_jax.feedback_recipe import ModelOptions, load_feedback_recipe
 from zephyr_jax.judging.local_model import LocalModel
-from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply
+from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, Stop, Stopped
 from zephyr_jax.judging.ratings import DIGITS, expected_rating
 from zephyr_jax.judging.tally import Tally
 from zephyr_jax.stages.aif import run_feedback
@@ -61,6 +61,17 @@ def test_choices_are_rated_by_their_probabilities(model: Path) -> None:
     assert reply.text == DIGITS[max(range(5), key=lambda index: reply.choice_logprobs[index])]
     rating = expected_rating(reply)
     assert rating is not None and 1 < float(rating.rating) < 5
+
+
+def test_what_waits_for_its_batch_is_dropped_when_a_stop_is_asked_for(model: Path) -> None:
+    async def session() -> list[object]:
+        stop = Stop()
+        local = LocalModel(ModelOptions(model=str(model), batch_size=4), name="ours", tally=Tally(), stop=stop)
+        asked = asyncio.gather(*(local.reply(_request(number)) for number in range(4)), return_exceptions=True)
+        stop.ask(KeyboardInterrupt())
+        return await asked
+
+    assert all(isinstance(answer, Stopped) for answer in asyncio.run(session()))
 
 
 def test_feedback_without_any_server(tmp_path: Path, model: Path) -> None:

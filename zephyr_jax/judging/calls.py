@@ -15,27 +15,12 @@ from typing import TypeVar
 from zephyr_jax.feedback_recipe import Price
 from zephyr_jax.judging.budget import BudgetSpent, Purse
 from zephyr_jax.judging.journal import Journal
-from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, Respondent
+from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, Respondent, Stop, Stopped
 from zephyr_jax.judging.tally import Tally
 
 T = TypeVar("T")
 
 NO_ANSWER = "no answer"  # the model's fault, unlike an answer that cannot be used
-
-
-class Stopped(Exception):
-    """The run is being stopped: this call was not made."""
-
-
-class Stop:
-    """Says that no new call is to begin, and why; those in flight are waited for."""
-
-    def __init__(self) -> None:
-        self.reason: BaseException | None = None
-
-    def ask(self, reason: BaseException) -> None:
-        """Stops; the first reason counts."""
-        self.reason = self.reason or reason
 
 
 class Caller:
@@ -77,8 +62,7 @@ class Caller:
         if kept is not None:
             self.tally.kept += 1
             return kept
-        if self.stop.reason is not None:
-            raise Stopped
+        self.stop.check()
         try:
             worst = await self.purse.set_aside(request, self.price)
         except BudgetSpent as spent:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zephyr_jax.feedback_recipe import ModelOptions
-from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply
+from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, Stop
 from zephyr_jax.judging.tally import Tally
 from zephyr_jax.records import InputError
 
@@ -29,20 +29,21 @@ BATCHES_PER_CHUNK = 8
 class LocalModel:
     """A Respondent: see protocol.py."""
 
-    def __init__(self, options: ModelOptions, *, name: str, tally: Tally):
+    def __init__(self, options: ModelOptions, *, name: str, tally: Tally, stop: Stop | None = None):
         """Opens a model; the weights are loaded with the first request that is not in the journal.
 
         Args:
           options: without `base_url`.
           name: the model's name in the recipe, for messages.
           tally: is told of every request.
+          stop: what waits for its batch is dropped when it is asked for.
 
         Raises:
           InputError: there is no such model, tokenizer or chat template.
         """
         from zephyr_jax.generation.loading import open_answer_model
 
-        self.options, self.name, self.tally = options, name, tally
+        self.options, self.name, self.tally, self.stop = options, name, tally, stop or Stop()
         self._model: AnswerModel = open_answer_model(
             options.model, chat_template=options.chat_template, dtype=options.dtype
         )
@@ -85,6 +86,7 @@ class LocalModel:
                 groups.setdefault(kind, []).append(item)
             for group in groups.values():
                 try:
+                    self.stop.check()
                     await self._answer_group(group)
                 except Exception as error:  # whoever asked is told; a task's own error would be seen at exit only
                     for _, _, future in chunk:

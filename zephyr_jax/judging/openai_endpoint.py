@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from zephyr_jax.feedback_recipe import ModelOptions
-from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply
+from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, Stop
 from zephyr_jax.judging.tally import Tally
 from zephyr_jax.records import InputError
 
@@ -59,19 +59,20 @@ class _Server:
 class OpenAIEndpoint:
     """A Respondent: see protocol.py."""
 
-    def __init__(self, options: ModelOptions, *, name: str, tally: Tally):
+    def __init__(self, options: ModelOptions, *, name: str, tally: Tally, stop: Stop | None = None):
         """Makes a client for each server; nothing is sent yet.
 
         Args:
           options: with `base_url`.
           name: the model's name in the recipe, for messages.
           tally: is told of every try.
+          stop: what waits to be sent is dropped when it is asked for.
 
         Raises:
           InputError: the package `openai` is missing, or the variable with the key is not set.
         """
         assert options.base_url is not None
-        self.options, self.name, self.tally = options, name, tally
+        self.options, self.name, self.tally, self.stop = options, name, tally, stop or Stop()
         # Another number of servers, or other addresses, give the same answers.
         self.identity = {
             "model": options.model,
@@ -155,6 +156,7 @@ class OpenAIEndpoint:
         """The server with the fewest requests that has a slot and does not rest."""
         async with self._freed:
             while True:
+                self.stop.check()
                 awake = [server for server in self._servers if server.rests_until <= _now()]
                 server = min(awake, key=lambda server: server.in_flight, default=None)
                 if server is not None and server.in_flight < self.options.concurrency:

@@ -83,6 +83,26 @@ class CallFailed(Exception):
     """This request got no answer, however often it was tried; others may. The text says what happened last."""
 
 
+class Stopped(Exception):
+    """The run is being stopped: this call was not made."""
+
+
+class Stop:
+    """Says that no new call is to begin, and why; those in flight are waited for."""
+
+    def __init__(self) -> None:
+        self.reason: BaseException | None = None
+
+    def ask(self, reason: BaseException) -> None:
+        """Stops; the first reason counts."""
+        self.reason = self.reason or reason
+
+    def check(self) -> None:
+        """Raises Stopped where a stop was asked for."""
+        if self.reason is not None:
+            raise Stopped
+
+
 class Respondent(Protocol):
     """Whoever answers.
 
@@ -101,6 +121,7 @@ class Respondent(Protocol):
 
         Raises:
           CallFailed: this one cannot be answered.
+          Stopped: a stop was asked for before it was begun.
           InputError: none can, for a reason that the user can mend (no such server, key refused ...).
         """
         ...

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from zephyr_jax.feedback_recipe import FeedbackRecipe
 from zephyr_jax.judging.budget import Purse
-from zephyr_jax.judging.calls import Caller, Stop
+from zephyr_jax.judging.calls import Caller
 from zephyr_jax.judging.journal import Journal
-from zephyr_jax.judging.protocol import Respondent
+from zephyr_jax.judging.protocol import Respondent, Stop
 from zephyr_jax.judging.tally import Tally
 
 
@@ -68,10 +68,10 @@ class Respondents:
         if options.base_url is not None:
             from zephyr_jax.judging.openai_endpoint import OpenAIEndpoint
 
-            return OpenAIEndpoint(options, name=name, tally=self.tallies[name])
+            return OpenAIEndpoint(options, name=name, tally=self.tallies[name], stop=self.stop)
         from zephyr_jax.judging.local_model import LocalModel
 
-        return LocalModel(options, name=name, tally=self.tallies[name])
+        return LocalModel(options, name=name, tally=self.tallies[name], stop=self.stop)
 
     def progress_text(self) -> str:
         """For a progress bar: `32 in flight, 412 tokens/s, cost 0.31`."""

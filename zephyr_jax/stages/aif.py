@@ -28,10 +28,11 @@ from zephyr_jax.data.binarisation import BinarisationOptions, BinarisationReport
 from zephyr_jax.data.sources import iterate_rows, read_feedback, read_prompts
 from zephyr_jax.feedback_recipe import Budget, FeedbackRecipe
 from zephyr_jax.judging.annotation import annotated_row, annotation_jobs
-from zephyr_jax.judging.calls import NO_ANSWER, Caller, Stop, run_jobs
+from zephyr_jax.judging.calls import NO_ANSWER, Caller, run_jobs
 from zephyr_jax.judging.completions import completion_jobs, completion_row
 from zephyr_jax.judging.estimate import assumed_prompts, estimate, estimates_table
 from zephyr_jax.judging.instructions import Writer, read_seeds
+from zephyr_jax.judging.protocol import Stop
 from zephyr_jax.judging.respondents import Respondents
 from zephyr_jax.judging.seed_tasks import SEED_TASKS, TOPICS
 from zephyr_jax.judging.tally import tallies_table
