@@ -8,11 +8,13 @@ Dimensions: B rows, T query, S key, N heads, K key/value heads, H head size.
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
+import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,70 +80,113 @@ def host_attention(
     return result
 
 
+class Case(NamedTuple):
+    """One program: rows of a layout, [num_rows, num_tokens], through an implementation, forward and backward."""
+
+    layout: RowLayout
+    window: int | None
+    dtype: str
+    implementation: str
+    num_rows: int
+    num_tokens: int
+
+
 def check_numbers(sizes: Sizes, record: Record) -> None:
     """Rows of every layout by every implementation that takes them; records the errors of all results."""
     window = sizes.checked_window
-    cases: list[tuple[RowLayout, int | None, str]] = [
+    wanted: tuple[tuple[RowLayout, int | None, str], ...] = (
         ("pairs", window, "bfloat16"),
         ("dialogues", window, "bfloat16"),
         ("plain", window, "bfloat16"),
         ("plain", None, "bfloat16"),
         ("pairs", None, "bfloat16"),
         ("pairs", window, "float32"),
-    ]
-    for layout, case_window, dtype in cases:
-        where = coordinates(layout, 1, sizes.checked_tokens)
-        mask_TS = np.asarray(visible(where, where, window=case_window))[0]
-        heads = _heads(sizes, 1, sizes.checked_tokens)
+    )
+    cases = [Case(*case, name, 1, sizes.checked_tokens) for case in wanted for name in IMPLEMENTATIONS]
+    host, hosts_case = {}, None
+    for case, program in zip(cases, compile_cases(sizes, cases), strict=True):
+        where = coordinates(case.layout, 1, case.num_tokens)
+        heads = _heads(sizes, 1, case.num_tokens)
         heads[3] *= (where.segments > 0)[:, :, None, None]  # nobody reads what padding gives
-        rounded = [np.asarray(jnp.asarray(part, dtype).astype(jnp.float32)) for part in heads]
-        host = host_attention(*(part[0] for part in rounded), mask_TS)
-        for implementation in IMPLEMENTATIONS:
-            entry = {"layout": layout, "window": case_window, "dtype": dtype, "implementation": implementation}
-            record(entry | _compare(implementation, layout, case_window, where, rounded, dtype, host))
+        if hosts_case != case[:3]:
+            hosts_case = case[:3]
+            rounded = [np.asarray(jnp.asarray(part, case.dtype).astype(jnp.float32))[0] for part in heads]
+            host = host_attention(*rounded, np.asarray(visible(where, where, window=case.window))[0])
+        entry = {"layout": case.layout, "window": case.window, "dtype": case.dtype}
+        record(entry | {"implementation": case.implementation} | _compare(program, case, where, heads, host))
+
+
+def compile_cases(sizes: Sizes, cases: Sequence[Case]) -> list[jax.stages.Compiled | dict[str, Any]]:
+    """Programs of the cases, several compiled at once; in the place of one that cannot be: why, for its entry."""
+
+    def lower(case: Case) -> jax.stages.Lowered | dict[str, Any]:
+        try:
+            choose_attention(
+                case.implementation,
+                case.num_tokens,
+                platform=jax.default_backend(),
+                dtype=case.dtype,
+                head_dim=sizes.head_dim,
+                rows=case.layout,
+            )
+            where = Coordinates(*(jax.ShapeDtypeStruct((case.num_rows, case.num_tokens), jnp.int32),) * 3)
+            heads = _head_shapes(sizes, case.num_rows, case.num_tokens)
+            return _program(case).lower(where, *(jax.ShapeDtypeStruct(shape, case.dtype) for shape in heads))
+        except InputError as error:
+            return {"refused": str(error)}
+        except Exception as error:  # one kernel that fails must not take the others with it
+            return _failure(error)
+
+    def compiled(lowered: jax.stages.Lowered | dict[str, Any]) -> jax.stages.Compiled | dict[str, Any]:
+        try:
+            return lowered if isinstance(lowered, dict) else lowered.compile()
+        except Exception as error:
+            return _failure(error)
+
+    lowered = [lower(case) for case in cases]
+    with concurrent.futures.ThreadPoolExecutor(max_workers=min(8, len(os.sched_getaffinity(0)))) as pool:
+        return list(pool.map(compiled, lowered))
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    return {"failed": f"{type(error).__name__}: {str(error)[:400]}"}
+
+
+def _head_shapes(sizes: Sizes, num_rows: int, num_tokens: int) -> list[tuple[int, ...]]:
+    """Of q, k, v and the gradient of the result."""
+    counts = (sizes.num_heads, sizes.num_kv_heads, sizes.num_kv_heads, sizes.num_heads)
+    return [(num_rows, num_tokens, count, sizes.head_dim) for count in counts]
 
 
 def _heads(sizes: Sizes, num_rows: int, num_tokens: int) -> list[np.ndarray]:
     """q, k, v and the gradient of the result, float32 of standard deviation 1."""
     random = np.random.RandomState(7)
-    counts = (sizes.num_heads, sizes.num_kv_heads, sizes.num_kv_heads, sizes.num_heads)
-    return [random.standard_normal((num_rows, num_tokens, n, sizes.head_dim)).astype(np.float32) for n in counts]
+    return [random.standard_normal(shape).astype(np.float32) for shape in _head_shapes(sizes, num_rows, num_tokens)]
 
 
-def _refusal(implementation: str, num_tokens: int, *, dtype: str, head_dim: int, layout: RowLayout) -> str | None:
+def _compare(program, case: Case, where: Coordinates, heads: list[np.ndarray], host) -> dict[str, Any]:
+    """Errors of a program's results; `heads` as they are given to it, rounded to the case's dtype."""
+    if isinstance(program, dict):
+        return program | ({"ok": False} if "failed" in program else {})
     try:
-        choose_attention(
-            implementation, num_tokens, platform=jax.default_backend(), dtype=dtype, head_dim=head_dim, rows=layout
-        )
-    except InputError as error:
-        return str(error)
-    return None
-
-
-def _compare(implementation, layout, window, where, heads, dtype, host) -> dict[str, Any]:
-    num_tokens, head_dim = heads[0].shape[1], heads[0].shape[3]
-    refusal = _refusal(implementation, num_tokens, dtype=dtype, head_dim=head_dim, layout=layout)
-    if refusal is not None:
-        return {"refused": refusal}
-    run = _program(implementation, layout, window)
-    try:
-        out, gradients = jax.device_get(run(_placed(where), *(jnp.asarray(part, dtype) for part in heads)))
-    except Exception as error:  # one kernel that fails must not take the others with it
-        return {"ok": False, "failed": f"{type(error).__name__}: {str(error)[:400]}"}
+        arguments = (jnp.asarray(part, case.dtype) for part in heads)
+        out, gradients = jax.device_get(program(_placed(where), *arguments))
+    except Exception as error:
+        return _failure(error) | {"ok": False}
     real_T = where.segments[0] > 0
     ours = dict(zip(("out", "dq", "dk", "dv"), (out, *gradients), strict=True))
     errors = {}
     for name, value in ours.items():
         difference = value[0].astype(np.float32)[real_T] - host[name][real_T]
         errors[name] = float(np.linalg.norm(difference) / np.linalg.norm(host[name][real_T]))
-    return {"errors": errors, "ok": all(error <= TOLERANCE[dtype] for error in errors.values())}  # a NaN is not <=
+    return {"errors": errors, "ok": all(error <= TOLERANCE[case.dtype] for error in errors.values())}  # a NaN is not <=
 
 
 def _placed(where: Coordinates) -> Coordinates:
     return Coordinates(*map(jnp.asarray, where))
 
 
-def _program(implementation: str, layout: RowLayout, window: int | None) -> Callable:
+def _program(case: Case) -> jax.stages.Wrapped:
     """(coordinates, q, k, v, dout) -> (out, gradients of q, k, v), jitted.
 
     The coordinates are no constants of the program, or XLA would spend its time on computing their masks beforehand.
@@ -152,9 +197,9 @@ def _program(implementation: str, layout: RowLayout, window: int | None) -> Call
             attention,
             query=where,
             key=where,
-            window=window,
-            implementation=implementation,
-            rows=layout,
+            window=case.window,
+            implementation=case.implementation,
+            rows=case.layout,
         )
         out, backward = jax.vjp(forward, q, k, v)
         return out, backward(dout)
@@ -163,51 +208,41 @@ def _program(implementation: str, layout: RowLayout, window: int | None) -> Call
 
 
 def time_kernels(sizes: Sizes, record: Record, *, dtype: str = "bfloat16") -> None:
-    """Milliseconds of forward and backward pass by row length and implementation, the trained length first."""
+    """Milliseconds of forward and backward pass by row length and implementation, the trained length first.
+
+    What an implementation finds out about rows before it begins is in its time; a model does that once for all layers.
+    """
     layouts: tuple[RowLayout, ...] = ("pairs", "dialogues", "plain")
     for num_tokens in sizes.timed_lengths:
-        for layout in layouts:
-            for entry in _timed(sizes, layout, num_tokens, dtype):
-                record({"layout": layout, "row_length": num_tokens, "dtype": dtype} | entry)
+        num_rows = max(1, sizes.timed_tokens // num_tokens)
+        cases = [
+            Case(layout, None, dtype, name, num_rows, num_tokens) for layout in layouts for name in IMPLEMENTATIONS
+        ]
+        for case, program in zip(cases, compile_cases(sizes, cases), strict=True):
+            record(_timed(sizes, case, program))
 
 
-def _timed(sizes: Sizes, layout: RowLayout, num_tokens: int, dtype: str) -> Iterator[dict[str, Any]]:
-    num_rows = max(1, sizes.timed_tokens // num_tokens)
-    where = coordinates(layout, num_rows, num_tokens)
-    heads = _heads(sizes, num_rows, num_tokens)
-    arguments = (_placed(where), *(jnp.asarray(part, dtype) for part in heads))
-    real = where.segments > 0
-    num_visible = int(np.sum(where.positions.astype(np.int64) + 1, where=real))
+def _timed(sizes: Sizes, case: Case, program: jax.stages.Compiled | dict[str, Any]) -> dict[str, Any]:
+    rule = {"platform": jax.default_backend(), "dtype": case.dtype, "head_dim": sizes.head_dim, "rows": case.layout}
+    is_auto = choose_attention("auto", case.num_tokens, **rule) == case.implementation
+    entry = {"layout": case.layout, "row_length": case.num_tokens, "rows": case.num_rows, "dtype": case.dtype}
+    entry |= {"implementation": case.implementation, "is_auto": is_auto}
+    if isinstance(program, dict):
+        return entry | program
+    where = coordinates(case.layout, case.num_rows, case.num_tokens)
+    heads = _heads(sizes, case.num_rows, case.num_tokens)
+    arguments = (_placed(where), *(jnp.asarray(part, case.dtype) for part in heads))
+    try:
+        jax.block_until_ready(program(*arguments))
+        seconds = []
+        for _ in range(NUM_TIMED_CALLS):
+            began = time.perf_counter()
+            jax.block_until_ready(program(*arguments))
+            seconds.append(time.perf_counter() - began)
+    except Exception as error:  # out of memory: the next one is tried
+        return entry | _failure(error)
+    num_visible = int(np.sum(where.positions.astype(np.int64) + 1, where=where.segments > 0))
     # 4 forward and 8 backward a visible key, head and dimension; what is recomputed or masked is no work
     flops = 12 * sizes.num_heads * sizes.head_dim * num_visible
-    rule = {"platform": jax.default_backend(), "dtype": dtype, "head_dim": sizes.head_dim, "rows": layout}
-    auto = choose_attention("auto", num_tokens, **rule)
-    for implementation in IMPLEMENTATIONS:
-        entry = {"implementation": implementation, "is_auto": implementation == auto, "rows": num_rows}
-        refusal = _refusal(implementation, num_tokens, dtype=dtype, head_dim=sizes.head_dim, layout=layout)
-        if refusal is not None:
-            yield entry | {"refused": refusal}
-            continue
-        try:
-            seconds, compile_seconds = _time(_program(implementation, layout, None), arguments)
-        except Exception as error:  # out of memory, or a kernel that does not compile: the next one is tried
-            yield entry | {"failed": f"{type(error).__name__}: {str(error)[:400]}"}
-            continue
-        yield entry | {
-            "milliseconds": 1e3 * seconds,
-            "visible_flops_per_second": flops / seconds,
-            "compile_seconds": compile_seconds,
-        }
-
-
-def _time(run: Callable, arguments: tuple) -> tuple[float, float]:
-    """Median seconds of a call, and of its compilation."""
-    began = time.perf_counter()
-    jax.block_until_ready(run(*arguments))
-    compile_seconds = time.perf_counter() - began
-    seconds = []
-    for _ in range(NUM_TIMED_CALLS):
-        began = time.perf_counter()
-        jax.block_until_ready(run(*arguments))
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds), compile_seconds
+    median = statistics.median(seconds)
+    return entry | {"milliseconds": 1e3 * median, "visible_flops_per_second": flops / median}

@@ -37,9 +37,13 @@ def machine(sizes: Sizes, record: Recorder) -> None:
 
 def numbers(sizes: Sizes, record: Recorder) -> None:
     from benchmarks.gpu_day.attention_numbers import check_numbers
-    from benchmarks.gpu_day.training import check_model
 
     check_numbers(sizes, record)
+
+
+def model(sizes: Sizes, record: Recorder) -> None:
+    from benchmarks.gpu_day.training import check_model
+
     check_model(sizes, record)
 
 
@@ -83,7 +87,7 @@ def trl(sizes: Sizes, record: Recorder) -> None:
 
 
 PARTS: dict[str, Callable[[Sizes, Recorder], None]] = {
-    part.__name__: part for part in (machine, numbers, dsft, ddpo, kernels, decode, trl, dsft_o1)
+    part.__name__: part for part in (machine, numbers, model, dsft, ddpo, kernels, decode, trl, dsft_o1)
 }
 
 

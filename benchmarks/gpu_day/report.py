@@ -84,10 +84,10 @@ def _kernels(entries: Entries) -> str:
         name = entry["implementation"] + (" (auto)" if entry["is_auto"] else "")
         if "milliseconds" in entry:
             rate = f"{entry['visible_flops_per_second'] / 1e12:.2f}"
-            rows.append([where, name, f"{entry['milliseconds']:.3f}", rate, f"{entry['compile_seconds']:.1f}"])
+            rows.append([where, name, f"{entry['milliseconds']:.3f}", rate])
         else:
-            rows.append([where, name, entry.get("failed") or entry["refused"], "", ""])
-    return markdown_table(["rows", "attention", "forward + backward, ms", "visible TFLOP/s", "compile s"], rows)
+            rows.append([where, name, entry.get("failed") or entry["refused"], ""])
+    return markdown_table(["rows", "attention", "forward + backward, ms", "visible TFLOP/s"], rows)
 
 
 def _decode(entries: Entries) -> str:
@@ -122,6 +122,7 @@ def _trl(entries: Entries) -> str:
 _SECTIONS: dict[str, Callable[[Entries], str]] = {
     "machine": _machine,
     "numbers": _numbers,
+    "model": _numbers,
     "dsft": _stage,
     "ddpo": _stage,
     "dsft_o1": _stage,
