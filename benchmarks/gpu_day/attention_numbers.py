@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.gpu_day.sizes import Sizes
 from zephyr_jax.model.attention import attention
-from zephyr_jax.model.attention_rule import IMPLEMENTATIONS, choose_attention
+from zephyr_jax.model.attention_rule import IMPLEMENTATIONS, choose_attention, platform_here
 from zephyr_jax.model.visibility import Coordinates, visible
 from zephyr_jax.recipe import RowLayout
 from zephyr_jax.records import InputError
@@ -124,7 +124,7 @@ def compile_cases(sizes: Sizes, cases: Sequence[Case]) -> list[jax.stages.Compil
             choose_attention(
                 case.implementation,
                 case.num_tokens,
-                platform=jax.default_backend(),
+                platform=platform_here(),
                 dtype=case.dtype,
                 head_dim=sizes.head_dim,
                 rows=case.layout,
@@ -223,7 +223,7 @@ def time_kernels(sizes: Sizes, record: Record, *, dtype: str = "bfloat16") -> No
 
 
 def _timed(sizes: Sizes, case: Case, program: jax.stages.Compiled | dict[str, Any]) -> dict[str, Any]:
-    rule = {"platform": jax.default_backend(), "dtype": case.dtype, "head_dim": sizes.head_dim, "rows": case.layout}
+    rule = {"platform": platform_here(), "dtype": case.dtype, "head_dim": sizes.head_dim, "rows": case.layout}
     is_auto = choose_attention("auto", case.num_tokens, **rule) == case.implementation
     entry = {"layout": case.layout, "row_length": case.num_tokens, "rows": case.num_rows, "dtype": case.dtype}
     entry |= {"implementation": case.implementation, "is_auto": is_auto}

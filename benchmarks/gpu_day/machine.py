@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from benchmarks.gpu_day.attention_numbers import Record
 from benchmarks.gpu_day.sizes import Sizes
-from zephyr_jax.model.attention_rule import choose_attention
+from zephyr_jax.model.attention_rule import choose_attention, platform_here
 from zephyr_jax.planning.matmul_ceiling import matmul_ceiling
 from zephyr_jax.recipe import RowLayout
 
@@ -41,7 +41,7 @@ def describe_machine(sizes: Sizes, record: Record) -> None:
             "settings": {name: os.environ[name] for name in SETTINGS if name in os.environ},
         }
     )
-    rule = {"platform": jax.default_backend(), "dtype": "bfloat16", "head_dim": sizes.head_dim}
+    rule = {"platform": platform_here(), "dtype": "bfloat16", "head_dim": sizes.head_dim}
     layouts = get_args(RowLayout)
     record(
         {

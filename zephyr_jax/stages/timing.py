@@ -28,12 +28,11 @@ from zephyr_jax.data.prefetch import prefetch
 from zephyr_jax.model.mistral import ModelSettings, abstract_params
 from zephyr_jax.planning.flops import FlopCount, count_flops
 from zephyr_jax.recipe import StageOptions
-from zephyr_jax.sharding import place_batch
 from zephyr_jax.stages.ddpo import DdpoData, add_reference, ddpo_batches, ddpo_options, load_ddpo_data, ordered_batches
 from zephyr_jax.stages.dsft import dsft_batches, dsft_options, load_dsft_data
 from zephyr_jax.stages.reference import make_reference_step
 from zephyr_jax.stages.start import Run, StartModel, base_model, chosen_attention, model_settings, say, say_attention
-from zephyr_jax.training.loop import HOST_ARRAYS
+from zephyr_jax.training.loop import placed_step_batch
 from zephyr_jax.training.objectives import Objective, dpo_objective, sft_objective
 from zephyr_jax.training.sharded_step import make_sharded_step
 
@@ -230,7 +229,7 @@ class _Bench:
         steps = [1 + index % batches.num_steps for index in range(self.num_steps)]
         programs: dict[tuple[int, ...], Program] = {}
         flops: dict[tuple[int, ...], FlopCount] = {}
-        for _, batch in self._placed(batches, complete, steps)():
+        for batch in self._placed(batches, complete, steps):
             shape = batch["tokens"].shape
             if shape not in programs:
                 programs[shape] = compile_ahead(function, kept, batch)
@@ -239,17 +238,16 @@ class _Bench:
                 flops[shape] = count_flops(jaxpr, num_devices=self.run.mesh.size)
                 kept, values = advance(programs[shape].call, kept, batch)
                 jax.block_until_ready(values)
-        seconds, losses = [], []
-        works: list[StepWork] = []
-        with prefetch(self._placed(batches, complete, steps)) as ready:
-            for work, batch in ready:
-                if not works:
+        seconds: list[float] = []
+        losses: list[float] = []
+        with prefetch(lambda: self._placed(batches, complete, steps)) as ready:
+            for batch in ready:
+                if not seconds:
                     first_wait = ready.waited_seconds  # nothing was under way to make it during
                 began = time.perf_counter()
                 kept, values = advance(programs[batch["tokens"].shape].call, kept, batch)
                 numbers = jax.device_get(values)  # waits for the step, as the training loop does
                 seconds.append(time.perf_counter() - began)
-                works.append(work)
                 if "loss" in numbers:
                     losses.append(float(numbers["loss"]))
                     if not math.isfinite(losses[-1]):
@@ -272,7 +270,7 @@ class _Bench:
                 for shape, program in programs.items()
             ),
             step_seconds=tuple(seconds),
-            works=tuple(works),
+            works=tuple(step_work(batches.batch(step), window=self.start.shape.sliding_window) for step in steps),
             losses=tuple(losses),
             num_stage_steps=batches.num_steps,
             waited_seconds=waited,
@@ -283,24 +281,16 @@ class _Bench:
 
     def _placed(
         self, batches: StepBatches, complete: Callable[[HostBatch], HostBatch], steps: Sequence[int]
-    ) -> Callable[[], Iterator[tuple[StepWork, dict[str, jax.Array]]]]:
-        def placed() -> Iterator[tuple[StepWork, dict[str, jax.Array]]]:
-            for step in steps:
-                batch = complete(batches.batch(step))
-                for_device = {array: value for array, value in batch.items() if array not in HOST_ARRAYS}
-                yield (
-                    step_work(batch, window=self.start.shape.sliding_window),
-                    place_batch(for_device, self.run.mesh),
-                )
-
-        return placed
+    ) -> Iterator[dict[str, jax.Array]]:
+        for step in steps:
+            yield placed_step_batch(batches, step, complete=complete, mesh=self.run.mesh)[1]
 
     def _trace(self, name, steps, batches, complete, programs, kept, advance) -> None:
         """Two steps under the profiler, process 0's; apart from the others, since it slows them."""
         assert self.profile is not None
-        items = list(self._placed(batches, complete, steps)())
+        items = list(self._placed(batches, complete, steps))
         with jax.profiler.trace(self.profile / name) if self.run.peers.is_first else contextlib.nullcontext():
-            for number, (_, batch) in enumerate(items, start=1):
+            for number, batch in enumerate(items, start=1):
                 with jax.profiler.StepTraceAnnotation(name, step_num=number):
                     kept, values = advance(programs[batch["tokens"].shape].call, kept, batch)
                     jax.block_until_ready(values)
