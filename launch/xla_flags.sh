@@ -13,17 +13,13 @@
 # and cuDNN's workspace; 0.9 is what [T] sets, and what fits Zephyr-7B's larger steps. [T] [J]
 export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}"
 
-# Collectives run beside the arithmetic: the scheduler starts a layer's gather before it is needed and ends it as late as
-# it can, and the loop over layers is turned so that the next layer's gather falls into this one. Compiled for 16 x A100
-# (`plan`, jax 0.10.2), Zephyr-7B's dDPO step peaks at 8.60 GB with them and 8.57 without, its dSFT step at 17.9 and 14.0.
-# [T] [J]
+# Collectives run beside the arithmetic: the scheduler starts a gather before it is needed and ends it as late as it can.
+# Compiled for 16 x A100 by `plan`, that leaves Zephyr-7B's steps their messages and costs under 0.1 GB of peak. [T] [J]
 zephyr_flags="--xla_gpu_enable_latency_hiding_scheduler=true"
-zephyr_flags="$zephyr_flags --xla_gpu_enable_pipelined_all_gather=true"
-zephyr_flags="$zephyr_flags --xla_gpu_enable_pipelined_reduce_scatter=true"
 
 # Small gathers and scatters become one until so many bytes, at least the weights of one layer: links are at their best
-# with large messages. A layer of Mistral-7B: 218 million weights x 2 bytes (bfloat16) = 436 MB. In that dDPO step the
-# same 31.4 GB are then gathered in 80 messages instead of 504. [T] [J]
+# with large messages. A layer of Mistral-7B: 218 million weights x 2 bytes (bfloat16) = 436 MB. By `plan` its dDPO step
+# gathers the same 28.4 GB in 80 messages instead of 400, its dSFT step 227.5 GB in 640 instead of 3200. [T] [J]
 zephyr_flags="$zephyr_flags --xla_gpu_all_gather_combine_threshold_bytes=536870912"
 zephyr_flags="$zephyr_flags --xla_gpu_reduce_scatter_combine_threshold_bytes=536870912"
 
@@ -49,10 +45,12 @@ echo "xla_flags: XLA_PYTHON_CLIENT_MEM_FRACTION=$XLA_PYTHON_CLIENT_MEM_FRACTION"
   "CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-(not set)} XLA_FLAGS=$XLA_FLAGS" >&2
 
 # Left alone, and why:
-#   JAX_OPTIMIZATION_LEVEL=O1, which [T] begins with: under it the compiler of jax 0.10.2 and of 0.11.2 ends with a failed
-#     check of its own ("Call graph must have been flattened") on our steps over 16 GPUs, compiled for A100 and H100 by
-#     `plan`. Of what it bundles, the above are set one by one; --xla_gpu_enable_while_loop_double_buffering=true
-#     compiles too and is left, as it makes programs larger and nobody has measured it here. [T] [X]
+#   --xla_gpu_enable_pipelined_all_gather, _reduce_scatter: the next layer's gather falls into this one's turn of the loop.
+#     Nobody has measured them here; they take 3.4 GB more in the dSFT step, and `plan` can no longer tell how often its
+#     loop over micro-batches runs. To be tried on the machine. [T]
+#   JAX_OPTIMIZATION_LEVEL=O1, with which [T] begins, sets those and turns loops twice at once. With attention:
+#     blockwise the compilers of jax 0.10.2 and 0.11.2 end under it with a failed check of their own ("Call graph must have
+#     been flattened"). [T] [X]
 #   --xla_gpu_all_reduce_combine_threshold_bytes: under FSDP only scalars and norms are all-reduced; with mesh.data > 1
 #     the gradients are, and the value must be found by trying (16 MB and up, by doubling). [T]
 #   --xla_gpu_enable_command_buffer: CUDA graphs are on by default; on Blackwell try FUSION,CUSTOM_CALL. [T]

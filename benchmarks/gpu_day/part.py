@@ -54,7 +54,7 @@ def dsft(sizes: Sizes, record: Recorder) -> None:
 
 
 def dsft_o1(sizes: Sizes, record: Recorder) -> None:
-    """The same under the optimisation level that launch/xla_flags.sh sets for many GPUs: does it help on one?"""
+    """The same under the optimisation level that NVIDIA recommends (launch/xla_flags.sh says more): does it help?"""
     os.environ["JAX_OPTIMIZATION_LEVEL"] = "O1"
     dsft(sizes, record)
 
