@@ -31,7 +31,7 @@ def test_the_json_has_what_the_interface_names(capsys):
     assert {"margin_bytes", "flops", "collectives", "bounds", "compile_seconds", "assumptions"} <= set(found)
     sizes = found["bytes_per_device"]
     assert set(sizes) == {
-        *("parameters", "optimizer_state", "gradients", "batch"),
+        *("parameters", "optimizer_state", "gradients", "activations", "batch"),
         *("temporaries", "arguments", "peak", "available"),
     }
     assert set(found["flops"]) == {"per_device", "per_token", "remat_share"}
@@ -68,6 +68,8 @@ def test_a_model_on_the_hub_needs_no_network_where_the_recipe_has_its_shape(caps
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["--page", "sweep.html"], "--page: is the page of a sweep"),
+        (["--sweep", "remat"], "--sweep: got 'remat', wanted key=value,value"),
         (["--devices", "0"], "--devices: got 0, wanted more than 0"),
         (["--hosts", "3"], "--hosts: got 3 for 16 devices"),
         (["--rows-per-step", "4", "--stage", "dsft"], "--rows-per-step: got 4, but only ddpo"),
@@ -78,6 +80,13 @@ def test_a_model_on_the_hub_needs_no_network_where_the_recipe_has_its_shape(caps
 def test_a_wrong_argument_is_one_message(arguments, message, capsys):
     assert plan.main(["--config", PAPER, *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_sweep_is_a_table_with_the_best(capsys):
+    assert plan.main(["--config", TINY, "--stage", "dsft", "--sweep", "model.remat=none,full", "mesh.fsdp=5,16"]) == 0
+    out, err = capsys.readouterr()
+    assert "4 of 4: model.remat=full mesh.fsdp=16" in err
+    assert out.count("which takes 5 devices") == 2 and "1. remat=none, fsdp=16" in out
 
 
 def test_hosts_are_filled_by_eight_where_they_are_not_given():

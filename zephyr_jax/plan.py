@@ -2,19 +2,26 @@
 
 python -m zephyr_jax.plan --config configs/zephyr_7b/paper.yaml --stage dsft --target a100-80gb --devices 16 --hosts 2
 python -m zephyr_jax.plan --config configs/zephyr_7b/paper.yaml --bandwidth 180 mesh.data=2 --json
+python -m zephyr_jax.plan --config FILE --stage dsft --sweep model.remat=full,attention dsft.micro_batch_size=64,128
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zephyr_jax.cli import add_recipe_arguments, run_command
 from zephyr_jax.recipe import STAGE_ORDER, Recipe, load_recipe
 from zephyr_jax.records import InputError
+
+if TYPE_CHECKING:
+    from zephyr_jax.planning.machine import Machine
 
 TARGETS = ("a100-80gb", "a100-40gb", "h100", "cpu")
 DEVICES_PER_HOST = 8
@@ -36,6 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--bandwidth", type=float, metavar="GBPS", help="GB/s of a ring (nccl-tests' busbw), for the bounds of time"
     )
     parser.add_argument("--rows-per-step", type=int, metavar="N", help="packed pairs: rows, instead of an assumed mean")
+    parser.add_argument(
+        "--sweep", nargs="+", metavar="KEY=V1,V2", help="plan every combination, and name the best; a table of them"
+    )
+    parser.add_argument("--page", metavar="FILE", help="of a sweep: the table and a picture as an HTML page")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser
 
@@ -58,14 +69,34 @@ def _run(arguments: argparse.Namespace) -> None:
         machine = open_machine(arguments.target, num_devices=arguments.devices, num_hosts=num_hosts)
     if machine.missing is not None:
         print(f"nothing is compiled: {machine.missing}", file=sys.stderr)
-    plan = plan_stage(
-        recipe,
-        stage,
-        machine,
-        bandwidth=arguments.bandwidth and arguments.bandwidth * 1e9,
-        rows_per_step=arguments.rows_per_step,
-    )
+    bandwidth = arguments.bandwidth and arguments.bandwidth * 1e9
+    if arguments.sweep:
+        _sweep(arguments, stage, machine, bandwidth)
+        return
+    plan = plan_stage(recipe, stage, machine, bandwidth=bandwidth, rows_per_step=arguments.rows_per_step)
     print(json.dumps(plan.to_json(arguments.config), indent=2) if arguments.json else plan_text(plan))
+
+
+def _sweep(arguments: argparse.Namespace, stage: str, machine: Machine, bandwidth: float | None) -> None:
+    from zephyr_jax.planning.sweep import parse_sweep, sweep_json, sweep_text
+    from zephyr_jax.planning.sweep_page import sweep_page
+    from zephyr_jax.reporting.plots import require_matplotlib
+    from zephyr_jax.stages.planned import plan_point
+
+    combinations = parse_sweep(arguments.sweep)
+    if arguments.page:
+        require_matplotlib()
+    points = []
+    for number, overrides in enumerate(combinations, start=1):
+        print(f"{number} of {len(combinations)}: {' '.join(overrides)}", file=sys.stderr, flush=True)
+        load = functools.partial(load_recipe, arguments.config, [*arguments.overrides, *overrides])
+        options = {"bandwidth": bandwidth, "rows_per_step": arguments.rows_per_step}
+        points.append(plan_point(load, overrides, stage, machine, **options))
+    print(json.dumps(sweep_json(points, arguments.config), indent=2) if arguments.json else sweep_text(points))
+    if arguments.page:
+        subtitle = f"{arguments.devices} x {arguments.target} in {machine.num_hosts} hosts"
+        title = f"{arguments.config}, {stage}: {len(points)} points"
+        Path(arguments.page).write_text(sweep_page(points, title=title, subtitle=subtitle), encoding="utf-8")
 
 
 def check_arguments(arguments: argparse.Namespace, recipe: Recipe, stage: str) -> None:
@@ -78,6 +109,8 @@ def check_arguments(arguments: argparse.Namespace, recipe: Recipe, stage: str) -
         value = getattr(arguments, name)
         if value is not None and not value > 0:
             raise InputError(f"--{name.replace('_', '-')}: got {value}, wanted more than 0")
+    if arguments.page and not arguments.sweep:
+        raise InputError("--page: is the page of a sweep; give --sweep KEY=V1,V2 too")
     if getattr(recipe, stage) is None:
         raise InputError(
             f"--stage: got {stage}, but the recipe has no block {stage}; it has {', '.join(recipe.stages)}"

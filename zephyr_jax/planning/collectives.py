@@ -74,6 +74,11 @@ class Traffic:
         """What a device sends in a step."""
         return sum(collective.wire_bytes for collective in self.collectives)
 
+    @property
+    def crossing_bytes(self) -> float:
+        """The part of it in rings that go over several hosts."""
+        return sum(collective.wire_bytes for collective in self.collectives if collective.crosses_hosts)
+
 
 def read_traffic(text: str, *, mesh_shape: Mapping[str, int], devices_per_host: int) -> Traffic:
     """Reads the collectives of a compiled program.

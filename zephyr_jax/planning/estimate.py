@@ -100,7 +100,7 @@ def step_bounds(
     compute = None if peak_flops is None else flops_per_device / peak_flops
     network = None
     if traffic is not None and (bandwidth is not None or not traffic.collectives):
-        crossing = sum(c.wire_bytes for c in traffic.collectives if c.crosses_hosts)
+        crossing = traffic.crossing_bytes
         inside = traffic.wire_bytes - crossing
         inside_bandwidth = max(bandwidth or 1.0, link_bandwidth or 0.0) if crossing else bandwidth or 1.0
         network = crossing / (bandwidth or 1.0) + inside / inside_bandwidth

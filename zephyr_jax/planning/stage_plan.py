@@ -30,6 +30,7 @@ class StagePlan:
       parameters: exact, by arithmetic.
       optimizer_state: exact, by arithmetic.
       gradients: in float32, as the optimizer reads them; a part of the temporaries.
+      activations: what a micro-batch's forward pass keeps for its backward pass; a part of the temporaries.
       batch_bytes: the batch's arrays.
       step: the train step's program.
       needed: what its weights' sizes say that it sends.
@@ -53,6 +54,7 @@ class StagePlan:
     parameters: int
     optimizer_state: int
     gradients: int
+    activations: int
     batch_bytes: int
     step: Program
     needed: NeededTraffic
@@ -116,6 +118,7 @@ class StagePlan:
                 "parameters": self.parameters,
                 "optimizer_state": self.optimizer_state,
                 "gradients": self.gradients,
+                "activations": self.activations,
                 "batch": self.batch_bytes,
                 "temporaries": compiled and compiled.temporaries,
                 "arguments": compiled.arguments if compiled else self.state_bytes + self.batch_bytes,

@@ -17,7 +17,7 @@ def plan_text(plan: StagePlan) -> str:
 
 def gigabytes(num_bytes: float) -> str:
     """`12.34 GB`; below 5 MB `1.23 MB`."""
-    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 5e6 else f"{num_bytes / 1e6:.2f} MB"
+    return f"{num_bytes / 1e9:,.2f} GB" if abs(num_bytes) >= 5e6 else f"{num_bytes / 1e6:.2f} MB"
 
 
 def verdict_text(verdict: Verdict) -> str:
@@ -53,9 +53,10 @@ def _memory(plan: StagePlan) -> Iterable[str]:
     yield f"  optimizer state       {gigabytes(plan.optimizer_state):>12}   exact"
     yield f"  batch                 {gigabytes(plan.batch_bytes):>12}"
     yield f"  gradients             {gigabytes(plan.gradients):>12}   float32; of the temporaries"
+    yield f"  activations           {gigabytes(plan.activations):>12}   kept for the backward pass; of the temporaries"
     if compiled is None:
         return
-    yield f"  temporaries           {gigabytes(compiled.temporaries):>12}   activations, gathered weights, gradients"
+    yield f"  temporaries           {gigabytes(compiled.temporaries):>12}   with gathered weights and scratch"
     yield f"  peak                  {gigabytes(compiled.peak):>12}   the compiler's"
     if verdict is None or plan.machine.chip is None:
         return

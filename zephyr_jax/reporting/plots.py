@@ -169,6 +169,34 @@ class Picture:
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
 
+    def bars(
+        self,
+        names: Sequence[str],
+        series: Mapping[str, Sequence[float]],
+        *,
+        title: str,
+        x_label: str,
+        level: float | None = None,
+        stacked: bool = True,
+    ) -> None:
+        """A line a name, from the top: one or two bars, end to end or one above the other; a dashed line at `level`.
+
+        No names: those of the panel to the left hold for this one too.
+        """
+        axes = self._next_panel(title, x_label, "")
+        height = 0.66 if stacked or len(series) == 1 else 0.33
+        ends = np.zeros(len(next(iter(series.values()))))
+        for number, ((name, values), colour) in enumerate(zip(series.items(), (FIRST, SECOND), strict=False)):
+            places = np.arange(len(values)) + (0 if height > 0.5 else (number - 0.5) * height)
+            axes.barh(places, values, height, left=ends if stacked else 0, color=colour, alpha=0.8, label=name)
+            ends = ends + np.asarray(values, float)
+        if level is not None:
+            axes.axvline(level, color=INK, linewidth=1, linestyle="--", alpha=0.6)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(ends) + 1.2, -0.5)  # room below for the legend
+        axes.grid(axis="y", visible=False)
+        axes.legend(frameon=False, labelcolor=INK, loc="lower left", ncols=2, borderaxespad=0.1, fontsize=9)
+
     def radar(
         self,
         spokes: Sequence[str],

@@ -7,7 +7,7 @@ weight is loaded and nothing is computed.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,14 +24,18 @@ from zephyr_jax.planning.machine import Machine
 from zephyr_jax.planning.programs import Program, make_program
 from zephyr_jax.planning.soundness import find_faults, needed_traffic
 from zephyr_jax.planning.stage_plan import StagePlan
+from zephyr_jax.planning.sweep import Point
+from zephyr_jax.planning.table import verdict_text
 from zephyr_jax.recipe import Ddpo, Dsft, ModelShape, Recipe
+from zephyr_jax.records import InputError
 from zephyr_jax.sharding import batch_shardings, num_row_shards
 from zephyr_jax.stages.ddpo import add_reference
 from zephyr_jax.stages.reference import make_reference_step
 from zephyr_jax.stages.start import chosen_attention, model_settings
+from zephyr_jax.training.activations import activation_bytes
 from zephyr_jax.training.loop import HOST_ARRAYS
 from zephyr_jax.training.objectives import Objective, dpo_objective, sft_objective
-from zephyr_jax.training.sharded_step import ShardedStep, make_sharded_step
+from zephyr_jax.training.sharded_step import make_sharded_step
 
 SCHEDULED_STEPS = 1000  # the schedule's constants hang on the steps of a run; nothing that is planned does
 
@@ -65,8 +69,9 @@ def plan_stage(
     attention = chosen_attention(settings, shape, batch.shape.row_length)
     can_be_compiled = attention != "cudnn" or machine.has_cudnn
     settings = settings._replace(attention=attention if can_be_compiled else "blockwise")
+    objective = _objective(options, shape=shape, settings=settings)
     sharded = make_sharded_step(
-        _objective(options, shape=shape, settings=settings),
+        objective,
         options,
         num_steps=SCHEDULED_STEPS,
         abstract_params=abstract_params(shape),
@@ -74,7 +79,14 @@ def plan_stage(
     )
     state, arrays = sharded.abstract_state, _abstract_batch(batch, options, mesh)
     step = make_program(sharded.call, state, arrays, mesh=mesh, machine=machine)
-    model_flops = _model_flops(options, shape=shape, settings=settings, sharded=sharded, batch=arrays)
+    # What follows is traced as one device would run it: nothing of it hangs on the mesh.
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state.params)
+    micro_batch: dict[str, Any] = {
+        name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in arrays.items()
+    }
+    without_remat = _objective(options, shape=shape, settings=settings._replace(remat="none"))
+    model_flops = batch.shape.num_micro_batches * _gradient_flops(without_remat, params, micro_batch)
+    activations = activation_bytes(objective, params, micro_batch) // num_row_shards(mesh)
     reference = None
     if with_reference and isinstance(options, Ddpo):
         call = make_reference_step(shape=shape, settings=settings, mesh=mesh)
@@ -113,6 +125,7 @@ def plan_stage(
         parameters=parameters,
         optimizer_state=bytes_per_device(state.opt_state),
         gradients=parameters,  # float32 and sharded, as the parameters are
+        activations=activations,
         batch_bytes=bytes_per_device(arrays),
         step=step,
         needed=needed,
@@ -131,6 +144,28 @@ def plan_stage(
         reference=reference,
         reference_verdict=judged(reference),
     )
+
+
+def plan_point(
+    load: Callable[[], Recipe], overrides: tuple[str, ...], stage: str, machine: Machine, **options: Any
+) -> Point:
+    """Plans one point of a sweep; what makes it impossible becomes its reason.
+
+    Args:
+      load: gives the recipe with the overrides, or raises InputError.
+      overrides: the point's.
+      stage: see `plan_stage`, as the rest.
+    """
+    try:
+        plan = plan_stage(load(), stage, machine, with_reference=False, **options)
+    except InputError as error:
+        return Point(overrides, None, str(error).replace("\n", " "))
+    except jax.errors.JaxRuntimeError as error:
+        return Point(overrides, None, f"the compiler refuses it: {str(error).splitlines()[0]}")
+    finally:
+        jax.clear_caches()  # else every point's programs stay in memory
+    too_large = plan.verdict is not None and plan.verdict.margin < 0
+    return Point(overrides, plan, verdict_text(plan.verdict) if plan.verdict and too_large else None)
 
 
 def model_shape(recipe: Recipe) -> ModelShape:
@@ -165,18 +200,6 @@ def _abstract_batch(
     }
 
 
-def _model_flops(
-    options: Dsft | Ddpo,
-    *,
-    shape: ModelShape,
-    settings: ModelSettings,
-    sharded: ShardedStep,
-    batch: dict[str, jax.ShapeDtypeStruct],
-) -> float:
-    """FLOPs of the step were nothing computed twice: the gradient's program traced without remat, on one device."""
-    objective = _objective(options, shape=shape, settings=settings._replace(remat="none"))
-    micro_batch = {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in batch.items()}
-    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), sharded.abstract_state.params)
-    jaxpr = jax.make_jaxpr(jax.grad(lambda params, batch: objective(params, batch).loss))(params, micro_batch)
-    num_micro_batches = next(iter(batch.values())).shape[0]
-    return num_micro_batches * count_flops(jaxpr).flops
+def _gradient_flops(objective: Objective, params: Any, micro_batch: Mapping[str, Any]) -> float:
+    gradient = jax.grad(lambda params, batch: objective(params, batch).loss)
+    return count_flops(jax.make_jaxpr(gradient)(params, micro_batch)).flops
