@@ -24,7 +24,7 @@ fi
 num_hosts=${NUM_HOSTS:-1}
 host_index=${HOST_INDEX:-${JOB_COMPLETION_INDEX:-0}}
 if [ "$num_hosts" -gt 1 ] && [ -z "${JAX_COORDINATOR_ADDRESS:-}" ]; then
-  echo "all_gpus.sh: NUM_HOSTS is $num_hosts; wanted JAX_COORDINATOR_ADDRESS=HOST:PORT of the first host too, on all" >&2
+  echo "all_gpus.sh: NUM_HOSTS is $num_hosts; wanted JAX_COORDINATOR_ADDRESS=HOST:PORT of the first host, on all" >&2
   exit 2
 fi
 if [ "$host_index" -ge "$num_hosts" ]; then

@@ -26,7 +26,7 @@ mode=${1:-}
 case "$mode" in
   full) shift ;;
   lora)
-    echo "single_gpu.sh: got lora, but training adapters is not built yet in this version; take full, on a smaller model" >&2
+    echo "single_gpu.sh: got lora, but training adapters is not built yet; take full, on a smaller model" >&2
     exit 2
     ;;
   *)

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Trains a recipe on all hosts of a Cloud TPU slice.
 #
-#   TPU_NAME=my-slice ZONE=us-east5-a launch/tpu_pod.sh --config configs/zephyr_7b/paper.yaml output_dir=gs://bucket/runs
+#   TPU_NAME=my-slice ZONE=us-east5-a launch/tpu_pod.sh --config configs/zephyr_7b/paper.yaml output_dir=gs://b/runs
 #   launch/tpu_pod.sh --dry-run --config ...        # shows the command that would be sent
 #
 # Sends one command to every host of the slice by ssh: each runs one process that drives all chips of its host, and JAX

@@ -13,8 +13,8 @@
 # and cuDNN's workspace; 0.9 is what [T] sets, and what fits Zephyr-7B's larger steps. [T] [J]
 export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}"
 
-# Collectives run beside the arithmetic: the scheduler starts a gather before it is needed and ends it as late as it can.
-# Compiled for 16 x A100 by `plan`, that leaves Zephyr-7B's steps their messages and costs under 0.1 GB of peak. [T] [J]
+# Collectives run beside the arithmetic: the scheduler starts a gather before it is needed and ends it as late as
+# possible. Compiled for 16 x A100 by `plan`, that leaves Zephyr-7B's steps their messages and costs under 0.1 GB of peak. [T] [J]
 zephyr_flags="--xla_gpu_enable_latency_hiding_scheduler=true"
 
 # Small gathers and scatters become one until so many bytes, at least the weights of one layer: links are at their best
@@ -45,12 +45,12 @@ echo "xla_flags: XLA_PYTHON_CLIENT_MEM_FRACTION=$XLA_PYTHON_CLIENT_MEM_FRACTION"
   "CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-(not set)} XLA_FLAGS=$XLA_FLAGS" >&2
 
 # Left alone, and why:
-#   --xla_gpu_enable_pipelined_all_gather, _reduce_scatter: the next layer's gather falls into this one's turn of the loop.
-#     Nobody has measured them here; they take 3.4 GB more in the dSFT step, and `plan` can no longer tell how often its
+#   --xla_gpu_enable_pipelined_all_gather, _reduce_scatter: the next layer's gather falls into this one's turn of the
+#     loop. Nobody has measured them here; they take 3.4 GB more in the dSFT step, and `plan` can no longer tell how often its
 #     loop over micro-batches runs. To be tried on the machine. [T]
 #   JAX_OPTIMIZATION_LEVEL=O1, with which [T] begins, sets those and turns loops twice at once. With attention:
-#     blockwise the compilers of jax 0.10.2 and 0.11.2 end under it with a failed check of their own ("Call graph must have
-#     been flattened"). [T] [X]
+#     blockwise the compilers of jax 0.10.2 and 0.11.2 end under it with a failed check of their own ("Call graph must
+#     have been flattened"). [T] [X]
 #   --xla_gpu_all_reduce_combine_threshold_bytes: under FSDP only scalars and norms are all-reduced; with mesh.data > 1
 #     the gradients are, and the value must be found by trying (16 MB and up, by doubling). [T]
 #   --xla_gpu_enable_command_buffer: CUDA graphs are on by default; on Blackwell try FUSION,CUSTOM_CALL. [T]
