@@ -39,9 +39,10 @@ if [ -z "${GPUS:-}" ]; then
   GPUS=$(nvidia-smi --list-gpus | wc -l)
 fi
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-. launch/xla_flags.sh
-python=${ZEPHYR_PYTHON:-.venv/bin/python}
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/xla_flags.sh
+. "$root/launch/xla_flags.sh"
+python=${ZEPHYR_PYTHON:-$root/.venv/bin/python}
 export JAX_NUM_PROCESSES=$((num_hosts * GPUS))
 export JAX_COORDINATOR_ADDRESS=${JAX_COORDINATOR_ADDRESS:-127.0.0.1:61440}
 

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Everything that one GPU can check, in one command and under nine minutes: attention kernels' numbers and times, SFT
 # and dDPO steps of a 2.2 B Mistral shape with MFU and peak memory beside what `plan` predicted, the reference pass,
-# decoding, TRL on the same pairs where it is there. Results: FOLDER/gpu_day.{json,md,log}, written anew after every part.
+# decoding, TRL on the same pairs where it is there. Results: FOLDER/gpu_day.{json,md,log}, written after every part.
 #
 #   launch/gpu_day.sh FOLDER            # or FOLDER in $OUT; made for one H100, Python 3.12, jax 0.11.2 with CUDA 13
 #   launch/gpu_day.sh --toy FOLDER      # toy sizes on a CPU
@@ -11,12 +11,13 @@
 # The GPU machine needs no network. What is asked of its Python: jax and its CUDA plugin, flax, optax, orbax-checkpoint,
 # chex, einops, filelock, huggingface_hub, jinja2, ml_dtypes, numpy, pyarrow, safetensors, tokenizers, tqdm; for TRL's
 # side torch, transformers, accelerate. What such a machine commonly lacks is in the folder that `--wheels` makes:
-# pydantic and ruamel.yaml (recipes), trl and datasets with what they need. A folder .whl beside this repository's README
-# is installed for the run alone, into a temporary folder; WHEELS names another one. ZEPHYR_PYTHON: another Python than
+# pydantic and ruamel.yaml (recipes), trl and datasets with what they need. A folder .whl beside this repository's
+# README is installed for the run alone, into a temporary folder; WHEELS names another one. ZEPHYR_PYTHON: another Python than
 # python3.
 
 set -euo pipefail
 
+here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${ZEPHYR_PYTHON:-python3}
 wheels=${WHEELS:-.whl}
@@ -52,6 +53,11 @@ if [ -z "${OUT:-}" ]; then
   echo "gpu_day.sh: got no folder for the results, wanted launch/gpu_day.sh FOLDER, or its name in OUT" >&2
   exit 2
 fi
+
+case "$OUT" in
+  /*) ;;
+  *) OUT="$here/$OUT" ;;
+esac
 
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 # The rest of the card is for the CUDA context and cuDNN's workspace (launch/xla_flags.sh); no more of that file's

@@ -43,11 +43,10 @@ if ! command -v nvidia-smi > /dev/null; then
   exit 2
 fi
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"
 # The rest is for the CUDA context and cuDNN's workspace (launch/xla_flags.sh, whose other settings are for many GPUs).
 export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}"
-python=${ZEPHYR_PYTHON:-.venv/bin/python}
+python=${ZEPHYR_PYTHON:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin/python}
 
 # Exact and without a GPU: what parameters, moments and gradients of this recipe take on one device.
 card_mib=$(nvidia-smi --id="$CUDA_VISIBLE_DEVICES" --query-gpu=memory.total --format=csv,noheader,nounits | head -n 1)

@@ -14,7 +14,8 @@
 export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}"
 
 # Collectives run beside the arithmetic: the scheduler starts a gather before it is needed and ends it as late as
-# possible. Compiled for 16 x A100 by `plan`, that leaves Zephyr-7B's steps their messages and costs under 0.1 GB of peak. [T] [J]
+# possible. Compiled for 16 x A100 by `plan`, it leaves Zephyr-7B's steps their messages and costs under 0.1 GB of peak.
+# [T] [J]
 zephyr_flags="--xla_gpu_enable_latency_hiding_scheduler=true"
 
 # Small gathers and scatters become one until so many bytes, at least the weights of one layer: links are at their best
@@ -46,8 +47,8 @@ echo "xla_flags: XLA_PYTHON_CLIENT_MEM_FRACTION=$XLA_PYTHON_CLIENT_MEM_FRACTION"
 
 # Left alone, and why:
 #   --xla_gpu_enable_pipelined_all_gather, _reduce_scatter: the next layer's gather falls into this one's turn of the
-#     loop. Nobody has measured them here; they take 3.4 GB more in the dSFT step, and `plan` can no longer tell how often its
-#     loop over micro-batches runs. To be tried on the machine. [T]
+#     loop. Nobody has measured them here; they take 3.4 GB more in the dSFT step, and `plan` can no longer tell how
+#     often its loop over micro-batches runs. To be tried on the machine. [T]
 #   JAX_OPTIMIZATION_LEVEL=O1, with which [T] begins, sets those and turns loops twice at once. With attention:
 #     blockwise the compilers of jax 0.10.2 and 0.11.2 end under it with a failed check of their own ("Call graph must
 #     have been flattened"). [T] [X]

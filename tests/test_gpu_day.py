@@ -174,8 +174,8 @@ def test_what_was_planned_is_of_this_work():
 def test_the_script_shows_its_command_and_wants_a_folder():
     environment = {name: value for name, value in os.environ.items() if name not in ("OUT", "ZEPHYR_PYTHON")}
     run = {"capture_output": True, "text": True, "check": False, "env": environment}
-    shown = subprocess.run(["bash", SCRIPT, "--dry-run", "--toy", "some folder"], **run)
-    assert shlex.split(shown.stdout) == ["python3", "-m", "benchmarks.gpu_day", "--out", "some folder", "--toy"]
+    shown = subprocess.run(["bash", SCRIPT, "--dry-run", "--toy", "some folder"], **run, cwd="/tmp")
+    assert shlex.split(shown.stdout) == ["python3", "-m", "benchmarks.gpu_day", "--out", "/tmp/some folder", "--toy"]
     refused = subprocess.run(["bash", SCRIPT], **run)
     assert refused.returncode == 2 and "wanted launch/gpu_day.sh FOLDER" in refused.stderr
 
