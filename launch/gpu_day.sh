@@ -12,8 +12,8 @@
 # chex, einops, filelock, huggingface_hub, jinja2, ml_dtypes, numpy, pyarrow, safetensors, tokenizers, tqdm; for TRL's
 # side torch, transformers, accelerate. What such a machine commonly lacks is in the folder that `--wheels` makes:
 # pydantic and ruamel.yaml (recipes), trl and datasets with what they need. A folder .whl beside this repository's
-# README is installed for the run alone, into a temporary folder; WHEELS names another one. ZEPHYR_PYTHON: another Python than
-# python3.
+# README is installed for the run alone, into a temporary folder; WHEELS names another one. ZEPHYR_PYTHON: another
+# Python than python3.
 
 set -euo pipefail
 
