@@ -79,7 +79,7 @@ def _measure(recipe: Recipe, peers: Peers, arguments: argparse.Namespace) -> dic
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    status = run_command(build_parser(), _run, argv)
+    status = run_command(build_parser(), _run, argv, in_several_processes=True)
     if "jax" in sys.modules:
         from zephyr_jax.processes import leave
 

@@ -105,7 +105,7 @@ def run_command(
         if place is not None:
             raise InputError(
                 f"got process {place.index} of {place.count} ({place.launcher}), wanted one alone: of all commands "
-                "only train runs in several; start this one once"
+                "only train and bench run in several; start this one once"
             )
         command(arguments)
     except InputError as error:
