@@ -34,7 +34,7 @@ IMPLEMENTATIONS = ("xla", "blockwise", "pallas", "cudnn", "splash")
 def platform_here() -> str:
     """What JAX runs on here, as the table has it: cpu, gpu, OLD_GPU or tpu; another backend by JAX's name for it."""
     backend = jax.default_backend()
-    if backend != "gpu":
+    if backend not in ("gpu", "cuda"):
         return backend
     capability = str(jax.devices()[0].compute_capability)  # "8.0"; "gfx942" on AMD's
     major = capability.split(".")[0]
