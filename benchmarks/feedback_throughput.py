@@ -1,8 +1,9 @@
 """Requests a second of `feedback`'s endpoint beside those of a bare asyncio client, against the same server.
 
-The server is a stub in another process that answers after a fixed time, as many requests at once as come. The bare
-client does nothing but send the same bytes again over connections that stay open, and read to the end of the answer:
-what the server alone can do. Ours is what a run does: the official client, retries, budget, and every answer on disk.
+The server is a stub in another process that answers after a fixed time (or one that differs by up to a share of it), as
+many requests at once as come. The bare client does nothing but send bytes over connections that stay open, and read to
+the end of the answer: what the server alone can do. Ours is what a run does: the official client, retries, budget, and
+every answer on disk.
 
     python -m benchmarks.feedback_throughput --latency 0.5 --concurrency 64 --requests 1024
 """
@@ -33,18 +34,19 @@ PROMPT = "Why is the sky blue? " * 40
 async def bare(url: str, num_requests: int, concurrency: int) -> float:
     """Requests a second of raw sockets."""
     address = urlsplit(url)
-    message = {"role": "user", "content": PROMPT}
-    body = json.dumps({"model": "m", "messages": [message], "max_tokens": 256}).encode()
-    request = (
-        f"POST {address.path}/chat/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    ).encode() + body
+
+    def request(number: int) -> bytes:
+        message = {"role": "user", "content": PROMPT}
+        body = json.dumps({"model": "m", "messages": [message], "max_tokens": 256, "seed": number}).encode()
+        head = f"POST {address.path}/chat/completions HTTP/1.1\r\nHost: {address.netloc}\r\n"
+        return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
     waiting = iter(range(num_requests))
 
     async def work() -> None:
         reader, writer = await asyncio.open_connection(address.hostname, address.port)
-        for _ in waiting:
-            writer.write(request)
+        for number in waiting:
+            writer.write(request(number))
             head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
             await reader.readexactly(int(head.split("content-length: ")[1].split("\r\n")[0]))
         writer.close()
@@ -74,9 +76,9 @@ async def ours(url: str, num_requests: int, concurrency: int, folder: Path) -> t
     return rate, tally.mean_in_flight()
 
 
-def measure(*, latency: float, concurrency: int, num_requests: int, num_rounds: int) -> dict[str, float]:
+def measure(*, latency: float, spread: float, concurrency: int, num_requests: int, num_rounds: int) -> dict[str, float]:
     """Both sides turn by turn; the medians of their rates, ours over bare, and our mean number in flight."""
-    command = [sys.executable, "-m", "tests.judging.stub_server", "--latency", str(latency)]
+    command = [sys.executable, "-m", "tests.judging.stub_server", "--latency", str(latency), "--spread", str(spread)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
@@ -98,12 +100,14 @@ def main() -> None:
     """Prints one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--latency", type=float, default=0.5, help="seconds that the server takes (%(default)s)")
+    parser.add_argument("--spread", type=float, default=0.0, help="share by which that differs (%(default)s)")
     parser.add_argument("--concurrency", type=int, default=64, help="requests in flight (%(default)s)")
     parser.add_argument("--requests", type=int, default=1024, help="in each round (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of both sides, turn by turn (%(default)s)")
     options = parser.parse_args()
     found = measure(
         latency=options.latency,
+        spread=options.spread,
         concurrency=options.concurrency,
         num_requests=options.requests,
         num_rounds=options.rounds,

@@ -42,6 +42,7 @@ class StubServer:
 
     Attributes:
       calls: what came, as the bodies' digests -> how often.
+      spread: share of the latency by which it differs from request to request, up or down.
       most_in_flight: requests at the same time.
       faults: called with the number of the request, from 0; a word for what to do instead of answering, or None.
     """
@@ -50,10 +51,12 @@ class StubServer:
         self,
         *,
         latency: float = 0.0,
+        spread: float = 0.0,
         answer: Callable[[Body], str] = plain_answer,
         faults: Callable[[int], str | None] = lambda number: None,
         finish_reason: Callable[[Body], str] = lambda body: "stop",
     ):
+        self.spread = spread
         self.latency, self.answer, self.faults = latency, answer, faults
         self.finish_reason = finish_reason
         self.calls: collections.Counter[int] = collections.Counter()
@@ -107,7 +110,8 @@ class StubServer:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            await asyncio.sleep(self.latency)
+            share = digest(body) % 1000 / 500 - 1  # -1 to 1, by the content
+            await asyncio.sleep(self.latency * (1 + self.spread * share))
             fault = self.faults(number)
             if fault == "slow":
                 await asyncio.sleep(60)
@@ -150,7 +154,9 @@ def main() -> None:
     """Serves until it is killed; prints the address."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--latency", type=float, default=0.1)
-    with StubServer(latency=parser.parse_args().latency) as server:
+    parser.add_argument("--spread", type=float, default=0.0)
+    arguments = parser.parse_args()
+    with StubServer(latency=arguments.latency, spread=arguments.spread) as server:
         print(server.url, flush=True)
         threading.Event().wait()
 
