@@ -20,7 +20,7 @@ def write_prompts(path: Path, num_prompts: int = NUM_PROMPTS) -> Path:
 def write_recipe(folder: Path, url: str, *, num_prompts: int = NUM_PROMPTS) -> Path:
     """The recipe; its output goes below `folder`."""
     prompts = write_prompts(folder / "prompts.jsonl", num_prompts)
-    server = f"base_url: {url}, retry_seconds: 0.01, timeout_seconds: 2, concurrency: 4"
+    server = f"base_url: {url}, retry_seconds: 0.01, timeout_seconds: 30, concurrency: 4"
     path = folder / "recipe.yaml"
     path.write_text(f"""
 name: small
