@@ -155,7 +155,7 @@ class Job(Peers):
     def __init__(self, link: Link, index: int, members: Sequence[Member], *, end: Callable[[str, int, float], None]):
         self.index, self.members = index, tuple(members)
         self._link, self._end = link, end
-        self._changed = threading.Condition()
+        self._changed, self._ending = threading.Condition(), threading.Lock()
         self._gathered: dict[int, list[Any]] = {}
         self._missing: dict[int, list[int]] = {}
         self._number = 0  # of the next gathering
@@ -216,7 +216,9 @@ class Job(Peers):
 
     def _end_with(self, message: dict[str, Any]) -> None:
         # The others have been told, but JAX aborts them when it misses its service, which is in process 0.
-        self._end(*self._words(message), FIRST_LINGERS_SECONDS if self.is_first else 0.0)
+        seconds = FIRST_LINGERS_SECONDS if self.is_first else 0.0
+        with self._ending:  # two threads may find the same reason; one of them says it
+            self._end(*self._words(message), seconds)
 
     def _words(self, message: dict[str, Any]) -> tuple[str, int]:
         name = self.name(message["trouble"])
