@@ -23,6 +23,14 @@ if [ $# -eq 0 ]; then
 fi
 num_hosts=${NUM_HOSTS:-1}
 host_index=${HOST_INDEX:-${JOB_COMPLETION_INDEX:-0}}
+for given in "NUM_HOSTS=$num_hosts" "HOST_INDEX=$host_index" "GPUS=${GPUS:-1}"; do
+  case "${given#*=}" in
+    "" | *[!0-9]*)
+      echo "all_gpus.sh: got $given, wanted a whole number" >&2
+      exit 2
+      ;;
+  esac
+done
 if [ "$num_hosts" -gt 1 ] && [ -z "${JAX_COORDINATOR_ADDRESS:-}" ]; then
   echo "all_gpus.sh: NUM_HOSTS is $num_hosts; wanted JAX_COORDINATOR_ADDRESS=HOST:PORT of the first host, on all" >&2
   exit 2
@@ -37,6 +45,10 @@ if [ -z "${GPUS:-}" ]; then
     exit 2
   fi
   GPUS=$(nvidia-smi --list-gpus | wc -l)
+fi
+if [ "$GPUS" -eq 0 ] || [ "$num_hosts" -eq 0 ]; then
+  echo "all_gpus.sh: got GPUS $GPUS and NUM_HOSTS $num_hosts, wanted at least one of each" >&2
+  exit 2
 fi
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

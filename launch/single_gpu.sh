@@ -63,13 +63,15 @@ import json
 import sys
 
 card_bytes, fraction, plan = int(sys.argv[1]) * 2**20, float(sys.argv[2]), json.loads(sys.argv[3])
-needed = sum(plan["bytes_per_device"][part] for part in ("parameters", "optimizer_state", "gradients"))
+parts = plan["bytes_per_device"]
+needed = parts["peak"] or sum(parts[part] for part in ("parameters", "optimizer_state", "gradients"))
+what = "the compiled step's peak" if parts["peak"] else "with moments and gradients, activations not counted"
 there = card_bytes * fraction
-text = f"{plan['num_parameters'] / 1e9:.2f} billion parameters take {needed / 1e9:.1f} GB with moments and gradients"
+text = f"{plan['num_parameters'] / 1e9:.2f} billion parameters take {needed / 1e9:.1f} GB ({what})"
 text += f"; JAX has {there / 1e9:.1f} GB of this card's {card_bytes / 1e9:.1f}"
 if needed >= there:
     sys.exit(f"single_gpu.sh: {text}: take a smaller model, or more GPUs (launch/slurm.sbatch)")
-print(f"single_gpu: {text}, so {(there - needed) / 1e9:.1f} are left for activations", file=sys.stderr)
+print(f"single_gpu: {text}, so {(there - needed) / 1e9:.1f} GB are left", file=sys.stderr)
 PYTHON
 
 command=("$python" -m zephyr_jax.train "$@")

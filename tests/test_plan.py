@@ -91,3 +91,15 @@ def test_a_sweep_is_a_table_with_the_best(capsys):
 
 def test_hosts_are_filled_by_eight_where_they_are_not_given():
     assert [plan.default_hosts(devices) for devices in (1, 8, 9, 16, 20)] == [1, 1, 3, 2, 4]
+
+
+def test_a_sweep_of_a_mistyped_key_is_an_error_not_a_table(capsys):
+    assert plan.main(["--config", TINY, "--target", "cpu", "--devices", "1", "--sweep", "model.remaat=full,none"]) == 2
+    assert "--sweep: none of the 2 points is a recipe" in capsys.readouterr().err
+
+
+def test_activations_are_left_open_where_the_axis_tensor_splits_some_of_them(capsys):
+    found = _json(
+        capsys, "--config", TINY, "--target", "cpu", "--devices", "4", "mesh.tensor=2", "model.shape.vocab_size=260"
+    )
+    assert found["bytes_per_device"]["activations"] is None

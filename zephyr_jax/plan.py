@@ -84,6 +84,7 @@ def _sweep(arguments: argparse.Namespace, stage: str, machine: Machine, bandwidt
     from zephyr_jax.stages.planned import plan_point
 
     combinations = parse_sweep(arguments.sweep)
+    check_points(arguments, combinations)
     if arguments.page:
         require_matplotlib()
     points = []
@@ -97,6 +98,23 @@ def _sweep(arguments: argparse.Namespace, stage: str, machine: Machine, bandwidt
         subtitle = f"{arguments.devices} x {arguments.target} in {machine.num_hosts} hosts"
         title = f"{arguments.config}, {stage}: {len(points)} points"
         Path(arguments.page).write_text(sweep_page(points, title=title, subtitle=subtitle), encoding="utf-8")
+
+
+def check_points(arguments: argparse.Namespace, combinations: Sequence[tuple[str, ...]]) -> None:
+    """Checks that at least one point of a sweep is a recipe: a mistyped key would make none of them one.
+
+    Raises:
+      InputError: none is; the first one's reason.
+    """
+    first: InputError | None = None
+    for overrides in combinations:
+        try:
+            load_recipe(arguments.config, [*arguments.overrides, *overrides])
+            return
+        except InputError as error:
+            first = first or error
+    assert first is not None
+    raise InputError(f"--sweep: none of the {len(combinations)} points is a recipe: {first}")
 
 
 def check_arguments(arguments: argparse.Namespace, recipe: Recipe, stage: str) -> None:

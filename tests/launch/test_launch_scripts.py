@@ -284,6 +284,8 @@ def test_the_request_to_stop_is_passed_on_to_every_process(tmp_path):
     [
         ({"NUM_HOSTS": "2", "GPUS": "8"}, "wanted JAX_COORDINATOR_ADDRESS"),
         ({"HOST_INDEX": "1", "GPUS": "8"}, "got HOST_INDEX 1 of NUM_HOSTS 1"),
+        ({"HOST_INDEX": "a", "GPUS": "8"}, "got HOST_INDEX=a, wanted a whole number"),
+        ({"GPUS": "0"}, "got GPUS 0 and NUM_HOSTS 1, wanted at least one of each"),
         ({"PATH": "/usr/bin:/bin"}, "wanted GPUS=8"),
     ],
 )
@@ -349,12 +351,12 @@ def test_one_gpu_takes_what_fits(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert shlex.split(result.stdout) == [sys.executable, "-m", "zephyr_jax.train", "--new-run", *TRAIN[:2]]
-    assert "so 23.2 are left for activations" in result.stderr
+    assert "so 23.2 GB are left" in result.stderr
 
 
 def test_one_gpu_refuses_what_cannot_fit(tmp_path):
     """7.24 billion parameters of 16 bytes are 115.9 GB, and nine tenths of an 80 GB card 77.0."""
-    sizes = {"parameters": 28.97e9, "optimizer_state": 57.94e9, "gradients": 28.97e9}
+    sizes = {"peak": None, "parameters": 28.97e9, "optimizer_state": 57.94e9, "gradients": 28.97e9}
     plan = json.dumps({"num_parameters": 7.24e9, "bytes_per_device": sizes})
     planner = f"#!/bin/bash\ncase $1 in -m) echo '{plan}' ;; *) exec {sys.executable} \"$@\" ;; esac\n"
     python = _stub(tmp_path, "python", planner)

@@ -7,6 +7,7 @@ import pytest
 from zephyr_jax.planning.chips import CHIPS, chip_at_hand
 from zephyr_jax.planning.collectives import Collective, Traffic
 from zephyr_jax.planning.estimate import memory_fraction, memory_verdict, step_bounds
+from zephyr_jax.records import InputError
 
 A100 = CHIPS["a100-80gb"]
 
@@ -34,6 +35,8 @@ def test_cudnn_needs_a_workspace_that_the_compiler_does_not_plan():
 def test_the_allocator_share_is_that_of_the_environment():
     assert memory_fraction({}) == 0.75
     assert memory_fraction({"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}) == 0.9
+    with pytest.raises(InputError, match="XLA_PYTHON_CLIENT_MEM_FRACTION: got 'most', wanted a number above 0"):
+        memory_fraction({"XLA_PYTHON_CLIENT_MEM_FRACTION": "most"})
 
 
 def _gather(num_bytes: int, *, crosses_hosts: bool) -> Collective:

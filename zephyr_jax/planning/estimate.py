@@ -6,10 +6,12 @@ Pure arithmetic. Bounds are bounds: no figure here says how fast a step runs.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 from zephyr_jax.planning.chips import Chip
 from zephyr_jax.planning.collectives import Traffic
+from zephyr_jax.records import InputError
 
 DEFAULT_MEMORY_FRACTION = 0.75  # of the card, what JAX's allocator takes where XLA_PYTHON_CLIENT_MEM_FRACTION is unset
 CONTEXT_BYTES = 600 << 20  # CUDA context and loaded kernels: beside the allocator's part
@@ -112,5 +114,17 @@ def step_bounds(
 
 
 def memory_fraction(environment: Mapping[str, str]) -> float:
-    """The share of a card that JAX's allocator takes, by the environment that the run is planned for."""
-    return float(environment.get("XLA_PYTHON_CLIENT_MEM_FRACTION", DEFAULT_MEMORY_FRACTION))
+    """The share of a card that JAX's allocator takes, by the environment that the run is planned for.
+
+    Raises:
+      InputError: it is no share.
+    """
+    name = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    text = environment.get(name, str(DEFAULT_MEMORY_FRACTION))
+    try:
+        fraction = float(text)
+    except ValueError:
+        fraction = math.nan
+    if not 0 < fraction <= 1:
+        raise InputError(f"{name}: got {text!r}, wanted a number above 0 and at most 1, or nothing")
+    return fraction

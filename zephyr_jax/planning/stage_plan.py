@@ -30,7 +30,8 @@ class StagePlan:
       parameters: exact, by arithmetic.
       optimizer_state: exact, by arithmetic.
       gradients: in float32, as the optimizer reads them; a part of the temporaries.
-      activations: what a micro-batch's forward pass keeps for its backward pass; a part of the temporaries.
+      activations: what a micro-batch's forward pass keeps for its backward pass; a part of the temporaries. None: not
+        known, as the axis tensor splits some of them.
       batch_bytes: the batch's arrays.
       step: the train step's program.
       needed: what its weights' sizes say that it sends.
@@ -54,7 +55,7 @@ class StagePlan:
     parameters: int
     optimizer_state: int
     gradients: int
-    activations: int
+    activations: int | None
     batch_bytes: int
     step: Program
     needed: NeededTraffic
@@ -94,6 +95,11 @@ class StagePlan:
         elif self.attention == "cudnn":
             said.append(
                 "cuDNN's workspace is not in the peak: the compiler holds no place for it; it is in the reserve"
+            )
+        if self.bounds.network_seconds is not None and self.mesh_shape["fsdp"] < self.machine.num_devices:
+            said.append(
+                "every ring has the whole bandwidth: rings that run side by side over the same network cards share it, so "
+                "the network's bound flatters meshes that replicate across hosts"
             )
         said.append("not known: the run's throughput, kernels' own speed, NCCL's, whether traffic hides behind compute")
         return said

@@ -53,7 +53,8 @@ def _memory(plan: StagePlan) -> Iterable[str]:
     yield f"  optimizer state       {gigabytes(plan.optimizer_state):>12}   exact"
     yield f"  batch                 {gigabytes(plan.batch_bytes):>12}"
     yield f"  gradients             {gigabytes(plan.gradients):>12}   float32; of the temporaries"
-    yield f"  activations           {gigabytes(plan.activations):>12}   kept for the backward pass; of the temporaries"
+    if plan.activations is not None:
+        yield f"  activations           {gigabytes(plan.activations):>12}   kept for the backward pass; of the temporaries"
     if compiled is None:
         return
     yield f"  temporaries           {gigabytes(compiled.temporaries):>12}   with gathered weights and scratch"
@@ -103,7 +104,7 @@ def _bounds(plan: StagePlan) -> Iterable[str]:
     if chip is None or bounds.compute_seconds is None:
         return
     peak = chip.peak_flops[plan.recipe.model.compute_dtype]
-    yield "lower bounds of a step's time"
+    yield "lower bounds of the time of this step, padding included"
     yield f"  compute               {bounds.compute_seconds:>9.3f} s   at {peak / 1e12:,.0f} TFLOP/s a device"
     if bounds.network_seconds is None:
         yield "  network               not known: --bandwidth GBPS (what nccl-tests calls busbw) was not given"

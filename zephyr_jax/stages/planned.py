@@ -86,7 +86,9 @@ def plan_stage(
     }
     without_remat = _objective(options, shape=shape, settings=settings._replace(remat="none"))
     model_flops = batch.shape.num_micro_batches * _gradient_flops(without_remat, params, micro_batch)
-    activations = activation_bytes(objective, params, micro_batch) // num_row_shards(mesh)
+    activations = None  # which of them the axis tensor splits is the compiler's choice
+    if mesh.shape["tensor"] == 1:
+        activations = activation_bytes(objective, params, micro_batch) // num_row_shards(mesh)
     reference = None
     if with_reference and isinstance(options, Ddpo):
         call = make_reference_step(shape=shape, settings=settings, mesh=mesh)

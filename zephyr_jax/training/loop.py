@@ -307,9 +307,10 @@ class _Session:
             text += "; this backend does not say what memory it needs, nor whether the state is updated in place"
         else:
             planned = {"state": state_bytes, "batch": memory.arguments - state_bytes, "temporaries": memory.temporaries}
+            at_most = "at most " if self._mesh.shape["tensor"] > 1 else ""  # tensor splits some of them
             text += (
                 f"; a device: state {_gigabytes(state_bytes)}, batch {_gigabytes(planned['batch'])}, "
-                f"activations kept {_gigabytes(activations)}, with gradients and scratch "
+                f"activations kept {at_most}{_gigabytes(activations)}, with gradients and scratch "
                 f"{_gigabytes(memory.temporaries)}"
             )
             entry["bytes_per_device"] = planned | {"activations": activations} | {"updated_in_place": memory.in_place}
