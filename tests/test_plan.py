@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 from zephyr_jax import plan
@@ -16,6 +17,7 @@ TINY, PAPER = str(ROOT / "configs/tiny.yaml"), str(ROOT / "configs/zephyr_7b/pap
 
 @pytest.fixture(autouse=True)
 def _environment_of_its_own(monkeypatch):
+    jax.devices()  # those of this session, for the tests that come after, before the command asks for others
     monkeypatch.setenv("XLA_FLAGS", "")  # put back afterwards, whatever the command sets
     monkeypatch.setattr(machine, "_missing_plugin", lambda: "the plugin is not here")
 
@@ -99,7 +101,6 @@ def test_a_sweep_of_a_mistyped_key_is_an_error_not_a_table(capsys):
 
 
 def test_activations_are_left_open_where_the_axis_tensor_splits_some_of_them(capsys):
-    found = _json(
-        capsys, "--config", TINY, "--target", "cpu", "--devices", "4", "mesh.tensor=2", "model.shape.vocab_size=260"
-    )
+    changes = ("mesh.tensor=2", "model.shape.vocab_size=260")
+    found = _json(capsys, "--config", TINY, "--target", "cpu", "--devices", "4", *changes)
     assert found["bytes_per_device"]["activations"] is None

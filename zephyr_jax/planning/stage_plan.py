@@ -98,7 +98,7 @@ class StagePlan:
             )
         if self.bounds.network_seconds is not None and self.mesh_shape["fsdp"] < self.machine.num_devices:
             said.append(
-                "every ring has the whole bandwidth: rings that run side by side over the same network cards share it, so "
+                "every ring has the whole bandwidth: rings side by side over the same network cards share it, so that "
                 "the network's bound flatters meshes that replicate across hosts"
             )
         said.append("not known: the run's throughput, kernels' own speed, NCCL's, whether traffic hides behind compute")

@@ -54,7 +54,8 @@ def _memory(plan: StagePlan) -> Iterable[str]:
     yield f"  batch                 {gigabytes(plan.batch_bytes):>12}"
     yield f"  gradients             {gigabytes(plan.gradients):>12}   float32; of the temporaries"
     if plan.activations is not None:
-        yield f"  activations           {gigabytes(plan.activations):>12}   kept for the backward pass; of the temporaries"
+        kept = gigabytes(plan.activations)
+        yield f"  activations           {kept:>12}   kept for the backward pass; of the temporaries"
     if compiled is None:
         return
     yield f"  temporaries           {gigabytes(compiled.temporaries):>12}   with gathered weights and scratch"
