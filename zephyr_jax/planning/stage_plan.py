@@ -101,6 +101,10 @@ class StagePlan:
                 "every ring has the whole bandwidth: rings side by side over the same network cards share it, so that "
                 "the network's bound flatters meshes that replicate across hosts"
             )
+        if self.verdict is not None:
+            said.append(
+                "what should stay free, and what NCCL and the CUDA context take, are estimates: none was measured"
+            )
         said.append("not known: the run's throughput, kernels' own speed, NCCL's, whether traffic hides behind compute")
         return said
 

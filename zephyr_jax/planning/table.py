@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from zephyr_jax.planning.estimate import Verdict
+from zephyr_jax.planning.estimate import CONTEXT_BYTES, NCCL_BYTES, Verdict
 from zephyr_jax.planning.programs import Program
 from zephyr_jax.planning.stage_plan import StagePlan
 
@@ -66,7 +66,8 @@ def _memory(plan: StagePlan) -> Iterable[str]:
     share = f"{verdict.available / card:.2f} of {gigabytes(card)}"
     yield f"  for the allocator     {gigabytes(verdict.available):>12}   {share}"
     reserve = ", ".join(f"{gigabytes(size)} for {what}" for what, size in verdict.reserve.items())
-    yield f"  {verdict_text(verdict)} (of which {reserve} should stay free; CUDA context and NCCL lie beside it)"
+    yield f"  {verdict_text(verdict)}, of which {reserve} should stay free"
+    yield f"  beside the allocator's: {gigabytes(NCCL_BYTES)} for NCCL, {gigabytes(CONTEXT_BYTES)} for the CUDA context"
 
 
 def _flops(plan: StagePlan) -> Iterable[str]:
