@@ -54,12 +54,12 @@ def _read(text: str) -> Traffic:
 def test_every_collective_is_counted_with_the_turns_of_the_loops_around_it():
     """A gather of 8 x 16 bf16 and 4 s32, 3 times; a scatter of 8 x 16 f32, 3 x 5 times; 10 f32 and 1 f32 reduced."""
     assert set(_read(PROGRAM).collectives) == {
-        Collective("all-gather", "bf16", "fsdp", 4, False, 3, 3 * 256, 256),
-        Collective("all-gather", "s32", "fsdp", 4, False, 3, 3 * 16, 16),
-        Collective("reduce-scatter", "f32", "fsdp", 4, False, 15, 15 * 512, 512),
-        Collective("all-reduce", "f32", "data", 2, True, 1, 40, 40),
-        Collective("all-reduce", "f32", "data+fsdp", 8, True, 1, 4, 4),
-        Collective("collective-permute", "f32", "devices", 2, False, 1, 24, 24),
+        Collective("all-gather", "bf16", "fsdp", 4, 0, 3, 3 * 256, 256),
+        Collective("all-gather", "s32", "fsdp", 4, 0, 3, 3 * 16, 16),
+        Collective("reduce-scatter", "f32", "fsdp", 4, 0, 15, 15 * 512, 512),
+        Collective("all-reduce", "f32", "data", 2, 4, 1, 40, 40),
+        Collective("all-reduce", "f32", "data+fsdp", 8, 1, 1, 4, 4),
+        Collective("collective-permute", "f32", "devices", 2, 0, 1, 24, 24),
     }
 
 
@@ -92,6 +92,6 @@ def test_groups_are_named_by_mesh_axes_in_every_form_that_xla_writes(groups, axe
 
 
 def test_a_ring_of_n_sends_n_minus_1_parts_and_an_all_reduce_twice_that():
-    ring = {"dtype": "f32", "axes": "fsdp", "crosses_hosts": False, "count": 1, "num_bytes": 800, "largest_bytes": 800}
+    ring = {"dtype": "f32", "axes": "fsdp", "num_rings": 0, "count": 1, "num_bytes": 800, "largest_bytes": 800}
     sent = {kind: Collective(kind, group_size=4, **ring).wire_bytes for kind in ("all-gather", "all-reduce")}
     assert sent == {"all-gather": 600, "all-reduce": 1200}

@@ -39,8 +39,8 @@ def test_the_allocator_share_is_that_of_the_environment():
         memory_fraction({"XLA_PYTHON_CLIENT_MEM_FRACTION": "most"})
 
 
-def _gather(num_bytes: int, *, crosses_hosts: bool) -> Collective:
-    return Collective("all-gather", "bf16", "fsdp", 4, crosses_hosts, 1, num_bytes, num_bytes)
+def _gather(num_bytes: int, *, num_rings: int) -> Collective:
+    return Collective("all-gather", "bf16", "fsdp", 4, num_rings, 1, num_bytes, num_bytes)
 
 
 def _bounds(*collectives: Collective, bandwidth: float | None = 10.0):
@@ -57,20 +57,24 @@ def _bounds(*collectives: Collective, bandwidth: float | None = 10.0):
 
 def test_a_step_takes_at_least_the_longer_of_compute_and_network():
     """60 FLOPs at 20 a second take 3 s; a ring of 4 sends 300 of 400 bytes, at 10 a second 30 s."""
-    slow = _bounds(_gather(400, crosses_hosts=True))
+    slow = _bounds(_gather(400, num_rings=1))
     assert (slow.compute_seconds, slow.network_seconds, slow.step_seconds) == (3.0, 30.0, 30.0)
     assert (slow.tokens_per_second, slow.mfu) == (3.0, 45 / (30 * 20))
-    assert _bounds(_gather(4, crosses_hosts=True)).step_seconds == 3.0
+    assert _bounds(_gather(4, num_rings=1)).step_seconds == 3.0
 
 
 def test_rings_within_a_host_go_over_nvlink_where_others_leave_it():
-    both = _bounds(_gather(400, crosses_hosts=True), _gather(400, crosses_hosts=False))
+    both = _bounds(_gather(400, num_rings=1), _gather(400, num_rings=0))
     assert both.network_seconds == 30.0 + 300 / 30
-    assert _bounds(_gather(400, crosses_hosts=False)).network_seconds == 30.0
+    assert _bounds(_gather(400, num_rings=0)).network_seconds == 30.0
+
+
+def test_rings_that_leave_a_host_side_by_side_share_its_network():
+    assert _bounds(_gather(400, num_rings=8)).network_seconds == 8 * 30.0
 
 
 def test_nothing_is_said_of_the_network_without_its_bandwidth():
-    bounds = _bounds(_gather(400, crosses_hosts=True), bandwidth=None)
+    bounds = _bounds(_gather(400, num_rings=1), bandwidth=None)
     assert (bounds.compute_seconds, bounds.network_seconds, bounds.step_seconds, bounds.mfu) == (3.0, None, None, None)
     assert _bounds(bandwidth=None).step_seconds == 3.0  # one device sends nothing
 

@@ -22,7 +22,7 @@ _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*-> .* \{")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?[\w.-]+ = (\(.*?\)|\S+) ([a-z-]+)\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
-_Key = tuple[str, str, str, int, bool]  # kind, dtype, axes, group size, whether it crosses hosts
+_Key = tuple[str, str, str, int, int]  # kind, dtype, axes, group size, rings
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -35,7 +35,7 @@ class Collective:
       dtype: as HLO writes it: bf16, f32, s32, ...
       axes: the mesh axes that it goes over, joined by `+`; `devices` where these are not axes of the mesh.
       group_size: devices that take part together.
-      crosses_hosts: whether any group has devices of two hosts.
+      num_rings: groups that leave a host side by side and share its network; 0: all stay within a host.
       count: how often it runs in a step.
       num_bytes: of a step, of the full buffer: what an all-gather gives, what a reduce-scatter or an all-reduce is
         given, what a device holds of an all-to-all or sends in a permute.
@@ -46,10 +46,15 @@ class Collective:
     dtype: str
     axes: str
     group_size: int
-    crosses_hosts: bool
+    num_rings: int
     count: int
     num_bytes: int
     largest_bytes: int
+
+    @property
+    def crosses_hosts(self) -> bool:
+        """Whether any group has devices of several hosts."""
+        return self.num_rings > 0
 
     @property
     def wire_bytes(self) -> float:
@@ -104,10 +109,12 @@ def read_traffic(text: str, *, mesh_shape: Mapping[str, int], devices_per_host: 
             size, axes = len(groups[0]), axes_of_groups.get(_canonical(groups), "devices")
             if size == 1:
                 continue
-            crosses = any(len({device // devices_per_host for device in group}) > 1 for group in groups)
+            hosts = [{device // devices_per_host for device in group} for group in groups]
+            leaving = Counter(host for group in hosts if len(group) > 1 for host in group)
+            num_rings = max(leaving.values(), default=0)
             by_dtype = _result_bytes(found.group(1), is_start=found.group(2) != kind and kind != "all-reduce")
             for dtype, num_bytes in by_dtype.items():
-                key = (kind, dtype, axes, size, crosses)
+                key = (kind, dtype, axes, size, num_rings)
                 num_bytes *= size if kind == "reduce-scatter" else 1
                 counts[key] += times[name]
                 sums[key] += num_bytes * times[name]

@@ -87,8 +87,8 @@ def step_bounds(
 ) -> Bounds:
     """The bounds of a step.
 
-    Rings over several hosts go at `bandwidth`. Rings within a host go at it too where no ring leaves its host, else at
-    the data sheet's NVLink.
+    A ring over several hosts goes at `bandwidth`, and rings that leave a host side by side share it. Rings within a
+    host go at it too where no ring leaves its host, else at the data sheet's NVLink.
 
     Args:
       flops_per_device: matmul FLOPs of a device and step.
@@ -96,16 +96,21 @@ def step_bounds(
       num_positions: positions of a step over all devices.
       peak_flops: FLOP/s of a device; None: unknown.
       traffic: what the program sends; None: unknown.
-      bandwidth: bytes per second of a ring; None: not given, and nothing is said that hangs on it.
+      bandwidth: bytes per second of a ring of all devices; None: not given, and nothing is said that hangs on it.
       link_bandwidth: bytes per second of NVLink in each direction; None: there is none.
     """
     compute = None if peak_flops is None else flops_per_device / peak_flops
     network = None
     if traffic is not None and (bandwidth is not None or not traffic.collectives):
-        crossing = traffic.crossing_bytes
-        inside = traffic.wire_bytes - crossing
-        inside_bandwidth = max(bandwidth or 1.0, link_bandwidth or 0.0) if crossing else bandwidth or 1.0
-        network = crossing / (bandwidth or 1.0) + inside / inside_bandwidth
+        inside_bandwidth = bandwidth or 1.0
+        if traffic.crossing_bytes:
+            inside_bandwidth = max(inside_bandwidth, link_bandwidth or 0.0)
+        network = sum(
+            found.wire_bytes * found.num_rings / (bandwidth or 1.0)
+            if found.crosses_hosts
+            else found.wire_bytes / inside_bandwidth
+            for found in traffic.collectives
+        )
     if compute is None or network is None:
         return Bounds(compute, network, None, None, None)
     step = max(compute, network)

@@ -96,11 +96,6 @@ class StagePlan:
             said.append(
                 "cuDNN's workspace is not in the peak: the compiler holds no place for it; it is in the reserve"
             )
-        if self.bounds.network_seconds is not None and self.mesh_shape["fsdp"] < self.machine.num_devices:
-            said.append(
-                "every ring has the whole bandwidth: rings side by side over the same network cards share it, so that "
-                "the network's bound flatters meshes that replicate across hosts"
-            )
         if self.verdict is not None:
             said.append(
                 "what should stay free, and what NCCL and the CUDA context take, are estimates: none was measured"
