@@ -154,11 +154,9 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_BTD):
         D, F = self.shape.hidden_size, self.shape.intermediate_size
-        gate_DF, up_DF, down_FD = (
-            _weight(self, "gate", (D, F)),
-            _weight(self, "up", (D, F)),
-            _weight(self, "down", (F, D)),
-        )
+        gate_DF = _weight(self, "gate", (D, F))
+        up_DF = _weight(self, "up", (D, F))
+        down_FD = _weight(self, "down", (F, D))
         gate_BTF = linear(x_BTD, gate_DF, GATE_AND_UP)
         up_BTF = linear(x_BTD, up_DF, GATE_AND_UP)
         return linear(nn.silu(gate_BTF) * up_BTF, down_FD)

@@ -313,7 +313,7 @@ class _Session:
                 f"activations kept {at_most}{_gigabytes(activations)}, with gradients and scratch "
                 f"{_gigabytes(memory.temporaries)}"
             )
-            entry["bytes_per_device"] = planned | {"activations": activations} | {"updated_in_place": memory.in_place}
+            entry["bytes_per_device"] = planned | {"activations": activations, "updated_in_place": memory.in_place}
         self._compilation["train_steps"].append(entry)
         _say(f"{name}: {text}", bar=self._bar)
         if memory is not None and memory.in_place < state_bytes:
