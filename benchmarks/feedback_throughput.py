@@ -20,13 +20,13 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from zephyr_jax.feedback_recipe import Budget, ModelOptions, Price
 from zephyr_jax.judging.budget import Purse
 from zephyr_jax.judging.calls import Caller, run_jobs
 from zephyr_jax.judging.journal import Journal
 from zephyr_jax.judging.openai_endpoint import OpenAIEndpoint
 from zephyr_jax.judging.protocol import ChatRequest, Stop
 from zephyr_jax.judging.tally import Tally
+from zephyr_jax.respondent_options import Budget, ModelOptions, Price
 
 PROMPT = "Why is the sky blue? " * 40
 

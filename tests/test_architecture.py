@@ -42,6 +42,7 @@ BASE = (
     "cli",
     "recipe",
     "feedback_recipe",
+    "respondent_options",
     "evaluation_recipe",
     "recipe_file",
     "yaml_nodes",
@@ -56,8 +57,8 @@ JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 # Foreign library -> the modules (or folders) that may import it.
 DOORS = {
     "ruamel": ("yaml_nodes",),
-    "pydantic": ("recipe", "feedback_recipe", "evaluation_recipe", "recipe_file"),
-    "pydantic_core": ("recipe", "feedback_recipe", "evaluation_recipe", "recipe_file"),
+    "pydantic": ("recipe", "feedback_recipe", "evaluation_recipe", "respondent_options", "recipe_file"),
+    "pydantic_core": ("recipe", "feedback_recipe", "evaluation_recipe", "respondent_options", "recipe_file"),
     "datasets": ("data",),
     "tensorflow_datasets": ("data",),
     "pyarrow": ("data",),

@@ -133,6 +133,16 @@ def test_published_categories_average_to_the_published_score() -> None:
             "mt_bench.judging={answers: a, prompts: p, replay: r, mode: pair, repetitions: 2}",
             "mt_bench.judging.repetitions: got 2, wanted 1 with mode pair",
         ),
+        (
+            "mt_bench.judging={answers: a, prompts: p}",
+            r"mt_bench.judging: got neither judge nor replay, wanted one of judge \(a name of models\) and replay",
+        ),
+        ("mt_bench.judging={answers: a, prompts: p, judge: j, replay: r}", "mt_bench.judging: got judge and replay"),
+        (
+            "mt_bench.judging={answers: a, prompts: p, judge: gpt}",
+            r"mt_bench.judging.judge: got 'gpt', wanted one of models \(none\)",
+        ),
+        ("models={j: {model: x, concurrency: 3}}", "models.j.concurrency: got a value, but without base_url"),
         ("alpaca_eval.length_control={}", "length_control.file: got none, wanted AlpacaEval's df_gamed.csv"),
         ("alpaca_eval.length_control={glm: length_controlled_minimal, file: x}", "reads none; leave it out"),
     ],

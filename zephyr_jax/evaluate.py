@@ -1,7 +1,8 @@
 """Scores of chat models with how sure they are: AlpacaEval 1 and 2, MT-Bench, and how far their judges agree.
 
-From stored annotations and judgments. Writes OUTPUT_DIR/NAME/evaluation/{recipe.yaml,results.json,report.html},
-and mt_bench/, alpaca_eval/ in FastChat's and AlpacaEval's formats where answers are judged.
+From stored annotations and judgments, or by a judge that is asked now: each of its answers is kept as it comes, so
+that a run that was stopped goes on. Writes OUTPUT_DIR/NAME/evaluation/{recipe.yaml,results.json,report.html}, and
+mt_bench/, alpaca_eval/ in FastChat's and AlpacaEval's formats where answers are judged.
 
     python -m zephyr_jax.evaluate --config configs/evaluation/published.yaml
 """
@@ -12,7 +13,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from zephyr_jax.cli import add_recipe_arguments, open_output, run_command
 from zephyr_jax.evaluation_recipe import evaluation_recipe_to_yaml, load_evaluation_recipe
@@ -23,8 +23,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m zephyr_jax.evaluate",
-        description="MT-Bench, AlpacaEval and the agreement of judges from stored judgments: tables on stdout, results "
-        "and a report in OUTPUT_DIR/NAME/evaluation.",
+        description="MT-Bench, AlpacaEval and the agreement of judges, from stored judgments or by a judge that is "
+        "asked now (each answer is kept; started again, it goes on): tables on stdout, results and a report in "
+        "OUTPUT_DIR/NAME/evaluation.",
         epilog="example: python -m zephyr_jax.evaluate --config configs/evaluation/published.yaml seed=1",
     )
     add_recipe_arguments(parser)
@@ -41,15 +42,16 @@ def _run(arguments: argparse.Namespace) -> None:
             require_matplotlib()
         except InputError as error:
             raise InputError(f"report: {error}; or do without the page: report=false") from None
-    from zephyr_jax.evaluation.results import evaluate_stored
+    from zephyr_jax.evaluation.asked import folder_of
+    from zephyr_jax.evaluation.results import evaluate
     from zephyr_jax.evaluation.tables import text_of
 
-    folder = Path(recipe.output_dir) / recipe.name / "evaluation"
+    folder = folder_of(recipe)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"output_dir {recipe.output_dir}: cannot be written ({error}); give another one") from error
-    results = evaluate_stored(recipe)
+    results = evaluate(recipe)
     text = json.dumps(results.as_dict(), ensure_ascii=False, indent=1)
     written = {"recipe.yaml": evaluation_recipe_to_yaml(recipe), "results.json": text + "\n"}
     if recipe.report:

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from zephyr_jax import recipe_file, yaml_nodes
 from zephyr_jax.recipe import Count, Flag, FolderName, Options, Seed, Text
+from zephyr_jax.respondent_options import Budget, Calls, ModelOptions, Temperature, models_as_tree
 
 
 def _several(value: Any) -> Any:
@@ -65,15 +66,27 @@ class LengthControlOptions(Options):
         return self
 
 
+def _one_judge(options: Any) -> list[tuple[str, str]]:
+    """The problem of a judging block that does not name one judge."""
+    given = [key for key in ("judge", "replay") if getattr(options, key) is not None]
+    if len(given) == 1:
+        return []
+    got = " and ".join(given) or "neither judge nor replay"
+    return [("", f"got {got}, wanted one of judge (a name of models) and replay (files of a judge's stored judgments)")]
+
+
 class AlpacaJudgingOptions(Options):
-    """Judging stored outputs anew, by a judge that says again what is stored of it.
+    """Judging outputs, by a model or by a judge that says again what is stored of it.
 
     Attributes:
       outputs: a file a model, in AlpacaEval's format.
       baseline: the file of whom they are judged against.
       prompt: the judge's prompt, in ChatML with {instruction}, {output_1} and {output_2}.
       reading: ranking (AlpacaEval 1) or logprobs (AlpacaEval 2).
-      replay: files of one judge's annotations with their raw_completion; a pair that is not in them stays unjudged.
+      judge: the model of `models` that judges.
+      replay: instead, files of one judge's annotations with their raw_completion; a pair that is not in them stays
+        unjudged.
+      temperature: of the judge's first try.
       max_tries: rankings asked for until one can be read.
     """
 
@@ -81,8 +94,15 @@ class AlpacaJudgingOptions(Options):
     baseline: Text
     prompt: Text
     reading: Literal["ranking", "logprobs"]
-    replay: Files
+    judge: Text | None = None
+    replay: Files | None = None
+    temperature: Temperature = 0.0
     max_tries: Count = 2
+
+    @model_validator(mode="after")
+    def _check(self) -> AlpacaJudgingOptions:
+        recipe_file.raise_problems(_one_judge(self))
+        return self
 
 
 class AlpacaEvalOptions(Options):
@@ -106,14 +126,17 @@ class AlpacaEvalOptions(Options):
 
 
 class BenchJudgingOptions(Options):
-    """Judging stored answers anew, by a judge that says again what is stored of it.
+    """Judging answers, by a model or by a judge that says again what is stored of it.
 
     Attributes:
       answers: files of answers, in FastChat's format.
       prompts: FastChat's judge_prompts.jsonl.
       references: answers that math, reasoning and coding are judged beside, in FastChat's format.
-      replay: files of one judge's judgments; an answer whose very prompt is not in them stays without a judgment.
+      judge: the model of `models` that judges.
+      replay: instead, files of one judge's judgments; an answer whose very prompt is not in them stays without one.
       mode: single: each answer is graded; pair: two models' answers are compared in both orders.
+      temperature: of the judge's first try, as FastChat has it; at 0 a model in this process repeats itself.
+      max_tokens: of a judgment.
       max_tries: judgments asked for until one can be parsed.
       repetitions: how often each answer is graded, to see the judge's spread; pairs are judged once.
     """
@@ -121,15 +144,20 @@ class BenchJudgingOptions(Options):
     answers: Files
     prompts: Text
     references: Text | None = None
-    replay: Files
+    judge: Text | None = None
+    replay: Files | None = None
     mode: Literal["single", "pair"] = "single"
+    temperature: Temperature = 0.0
+    max_tokens: Count = 2048
     max_tries: Count = 2
     repetitions: Count = 1
 
     @model_validator(mode="after")
     def _check(self) -> BenchJudgingOptions:
+        problems = _one_judge(self)
         if self.mode == "pair" and self.repetitions > 1:
-            recipe_file.raise_problems([("repetitions", f"got {self.repetitions}, wanted 1 with mode pair")])
+            problems.append(("repetitions", f"got {self.repetitions}, wanted 1 with mode pair"))
+        recipe_file.raise_problems(problems)
         return self
 
 
@@ -171,8 +199,9 @@ class EvaluationRecipe(Options):
     """One evaluation; its results are in output_dir/name/evaluation.
 
     Attributes:
-      seed: of intervals and p-values.
+      seed: of intervals and p-values, and of what is drawn in asking models.
       report: write report.html too, which needs matplotlib (extra [report]).
+      models: name -> model; who judges. The name stands in the rows.
     """
 
     name: FolderName
@@ -183,14 +212,38 @@ class EvaluationRecipe(Options):
     alpaca_eval: AlpacaEvalOptions | None = None
     mt_bench: MtBenchOptions | None = None
     agreement: tuple[AgreementOptions, ...] = ()
+    models: dict[str, ModelOptions] = Field(default_factory=dict)
+    budget: Budget = Budget()
+    calls: Calls = Calls()
 
     @model_validator(mode="after")
     def _check(self) -> EvaluationRecipe:
+        known = ", ".join(self.models) or "none"
+        recipe_file.raise_problems(
+            [
+                (key, f"got {name!r}, wanted one of models ({known})")
+                for key, name in self._named_models().items()
+                if name not in self.models
+            ]
+        )
         if self.alpaca_eval is None and self.mt_bench is None and not self.agreement:
             recipe_file.raise_problems(
                 [("", "has none of the blocks alpaca_eval, mt_bench, agreement; wanted at least one")]
             )
         return self
+
+    def _named_models(self) -> dict[str, str]:
+        """Key -> the model that it names."""
+        found = {}
+        for block in ("alpaca_eval", "mt_bench"):
+            options = getattr(self, block)
+            if options and options.judging and options.judging.judge is not None:
+                found[f"{block}.judging.judge"] = options.judging.judge
+        return found
+
+    def asked_models(self) -> set[str]:
+        """The names of those models that are asked anything."""
+        return set(self._named_models().values())
 
 
 def load_evaluation_recipe(path: str | Path, overrides: Sequence[str] = ()) -> EvaluationRecipe:
@@ -200,4 +253,6 @@ def load_evaluation_recipe(path: str | Path, overrides: Sequence[str] = ()) -> E
 
 def evaluation_recipe_to_yaml(recipe: EvaluationRecipe) -> str:
     """The recipe as a YAML text with every key, which `load_evaluation_recipe` reads back as an equal recipe."""
-    return yaml_nodes.to_yaml(recipe.model_dump(mode="json", exclude_none=True))
+    tree = recipe.model_dump(mode="json", exclude_none=True)
+    tree["models"] = models_as_tree(recipe.models)
+    return yaml_nodes.to_yaml(tree)

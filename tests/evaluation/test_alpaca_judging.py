@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.fastchat_rows import write
+from tests.evaluation.live import in_session
 from zephyr_jax.evaluation.alpaca_eval import read_annotations, win_rate
 from zephyr_jax.evaluation.alpaca_judging import (
     Annotator,
@@ -23,7 +24,7 @@ from zephyr_jax.evaluation.alpaca_judging import (
     preference_of_logprobs,
     read_outputs,
 )
-from zephyr_jax.evaluation.alpaca_run import judge_outputs
+from zephyr_jax.evaluation.alpaca_run import JudgedOutputs, judge_outputs
 from zephyr_jax.evaluation.statistics import Sampling
 from zephyr_jax.evaluation_recipe import AlpacaJudgingOptions
 from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply
@@ -52,7 +53,7 @@ def annotated(judge, pair: OutputPair, *, reading="ranking"):
 def says(*replies: Reply):
     left, asked = list(replies), list[ChatRequest]()
 
-    async def judge(request: ChatRequest) -> Reply:
+    async def judge(request: ChatRequest, call: str) -> Reply:
         asked.append(request)
         if not left:
             raise CallFailed("no more")
@@ -162,6 +163,10 @@ def test_outputs_are_paired_by_instruction(tmp_path: Path) -> None:
             read_outputs(write(tmp_path / "bad.jsonl", rows))
 
 
+def _judged(options: AlpacaJudgingOptions) -> JudgedOutputs:
+    return in_session(lambda session: judge_outputs(options, session, seed=1))
+
+
 def test_stored_annotations_are_judged_again_to_the_same_preferences(tmp_path: Path) -> None:
     """Rows as alpaca_eval stores them, the completion as OpenAI gave it; then the rows that we wrote, once more."""
     base = [an_output(number, f"b{number}", "base") for number in range(6)]
@@ -183,22 +188,22 @@ def test_stored_annotations_are_judged_again_to_the_same_preferences(tmp_path: P
         reading="logprobs",
         replay=(write(tmp_path / "stored.jsonl", stored),),
     )
-    judged = judge_outputs(options, seed=1)
+    judged = _judged(options)
     assert judged.num_unanswered == 1
     assert [row["preference"] for row in judged.rows] == pytest.approx([row["preference"] for row in stored] + [1.5])
     judged.write(tmp_path / "out")
     file = tmp_path / "out" / "ours" / "judge-1" / "annotations.json"
     rate = win_rate(read_annotations([str(file)]), sampling=Sampling(resamples=200))
     assert rate.estimate.num_items == 5 and rate.ties == 1 and rate.mean_length == 2
-    again = judge_outputs(options.model_copy(update={"replay": (str(file),)}), seed=1)
+    again = _judged(options.model_copy(update={"replay": (str(file),)}))
     assert json.loads(file.read_text()) == list(again.rows)
     write(tmp_path / "stored.jsonl", [stored[0] | {"raw_completion": {"text": "m"}}])
     with pytest.raises(InputError, match="'raw_completion' has no top_logprobs"):
-        judge_outputs(options, seed=1)
+        _judged(options)
     write(tmp_path / "stored.jsonl", [stored[0] | {"instruction": "another"}])
     write(tmp_path / "ours.jsonl", ours[:5])
     with pytest.raises(InputError, match="nothing is stored of any of the 5 pairs"):
-        judge_outputs(options, seed=1)
+        _judged(options)
 
 
 def test_the_published_prompts_are_read(zephyr_data: Path) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.fastchat_rows import write
+from tests.evaluation.live import in_session
 from zephyr_jax.evaluation.bench_judging import Bench, grading_jobs, pair_jobs
 from zephyr_jax.evaluation.bench_prompts import JudgePrompt, prompt_name, read_judge_prompts
-from zephyr_jax.evaluation.bench_run import judge_bench
+from zephyr_jax.evaluation.bench_run import JudgedBench, judge_bench
 from zephyr_jax.evaluation.fastchat_files import Question, read_judgments, read_questions
 from zephyr_jax.evaluation_recipe import BenchJudgingOptions
 from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply
@@ -40,7 +41,7 @@ class Judge:
     def __init__(self, *texts: str):
         self.texts, self.asked = list(texts), list[ChatRequest]()
 
-    async def __call__(self, request: ChatRequest) -> Reply:
+    async def __call__(self, request: ChatRequest, call: str) -> Reply:
         self.asked.append(request)
         if not self.texts:
             raise CallFailed("no more")
@@ -113,6 +114,10 @@ def test_a_missing_reference_or_prompt_is_named() -> None:
         _run(pair_jobs(_bench(unknown), ("a", "b"), ({3: ["x"]}, {3: ["y"]}), Judge("[[A]]")))
 
 
+def _judged(options: BenchJudgingOptions, questions: list[Question]) -> JudgedBench:
+    return in_session(lambda session: judge_bench(options, questions, session, seed=1))
+
+
 def _options(folder: Path, **changes) -> BenchJudgingOptions:
     run = folder / "example_run"
     fields = {
@@ -127,7 +132,7 @@ def _options(folder: Path, **changes) -> BenchJudgingOptions:
 def test_a_real_run_is_judged_again_to_the_same_rows(zephyr_data: Path, tmp_path: Path) -> None:
     """Every prompt is letter for letter the one that GPT-4 was shown, or its judgment would not be found."""
     folder = zephyr_data / "mt_bench"
-    judged = judge_bench(_options(folder), read_questions(str(folder / "question.jsonl")), seed=42)
+    judged = _judged(_options(folder), read_questions(str(folder / "question.jsonl")))
     assert judged.judge == "gpt-4" and judged.num_unanswered == 0 and len(judged.gradings) == 160
     stored, _ = read_judgments([str(folder / "example_run" / "model_judgment" / "gpt-4_single.jsonl")])
     wanted = {(row.question_id, row.turn): row for row in stored if row.model == "mistral-orpo-trl"}
@@ -149,7 +154,7 @@ def test_real_pairs_are_judged_again_in_both_orders(zephyr_data: Path) -> None:
         replay=(str(run / "model_judgment" / "gpt-4_pair.jsonl"),),
         mode="pair",
     )
-    judged = judge_bench(options, read_questions(str(folder / "question.jsonl")), seed=42)
+    judged = _judged(options, read_questions(str(folder / "question.jsonl")))
     _, stored = read_judgments(options.replay)
     wanted = {row.question_id: (row.verdicts, row.judgments) for row in stored}
     assert judged.num_unanswered == 85 and len(judged.pairs) == 75
@@ -166,15 +171,15 @@ def test_answers_that_are_missing_are_named(tmp_path: Path) -> None:
         replay=(write(tmp_path / "j.jsonl", [judgment]),),
     )
     with pytest.raises(InputError, match="ours has 1 turns of an answer to question 1, wanted 2"):
-        judge_bench(options, [WRITING], seed=1)
+        _judged(options, [WRITING])
     with pytest.raises(InputError, match="nothing is stored to any of the 1 questions that j was asked"):
-        judge_bench(options, [Question(1, "writing", ("write",))], seed=1)
+        _judged(options, [Question(1, "writing", ("write",))])
     with pytest.raises(InputError, match="has answers of ours alone; mode pair wants two models"):
-        judge_bench(options.model_copy(update={"mode": "pair"}), [WRITING], seed=1)
+        _judged(options.model_copy(update={"mode": "pair"}), [WRITING])
     write(tmp_path / "j.jsonl", [judgment, judgment | {"judge": ["k", "t"]}])
     with pytest.raises(InputError, match="has judgments by j, k; wanted those of one judge"):
-        judge_bench(options, [WRITING], seed=1)
+        _judged(options, [WRITING])
     write(tmp_path / "j.jsonl", [judgment | {"user_prompt": "Q write A a", "judgment": f"[[{x}]]"} for x in (4, 6)])
-    judged = judge_bench(options.model_copy(update={"repetitions": 3}), [Question(1, "writing", ("write",))], seed=1)
+    judged = _judged(options.model_copy(update={"repetitions": 3}), [Question(1, "writing", ("write",))])
     assert [row.score for row in judged.gradings] == [4, 6] and judged.num_unanswered == 1
     assert json.loads((tmp_path / "p.jsonl").read_text().splitlines()[0])["name"] in read_judge_prompts(options.prompts)

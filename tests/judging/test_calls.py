@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from zephyr_jax.feedback_recipe import Budget, Price
 from zephyr_jax.judging.budget import BudgetSpent, Purse
 from zephyr_jax.judging.calls import Caller, ask_until, run_jobs
 from zephyr_jax.judging.journal import Journal
 from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, Stop, derived_seed, draw_order
 from zephyr_jax.judging.tally import Tally
+from zephyr_jax.respondent_options import Budget, Price
 
 NO_LIMIT, FREE = Budget(), Price()
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.generation.tiny_chat_model import write_chat_model
-from zephyr_jax.feedback_recipe import ModelOptions, load_feedback_recipe
+from zephyr_jax.feedback_recipe import load_feedback_recipe
 from zephyr_jax.judging.local_model import LocalModel
 from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, Stop, Stopped
 from zephyr_jax.judging.ratings import DIGITS, expected_rating
 from zephyr_jax.judging.tally import Tally
+from zephyr_jax.respondent_options import ModelOptions
 from zephyr_jax.stages.aif import run_feedback
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests.judging.stub_server import StubServer
-from zephyr_jax.feedback_recipe import ModelOptions
 from zephyr_jax.judging.protocol import AnswerSchema, CallFailed, ChatRequest, Reply
 from zephyr_jax.judging.tally import Tally, tallies_table
 from zephyr_jax.records import InputError
+from zephyr_jax.respondent_options import ModelOptions
 
 pytest.importorskip("openai", reason="the extra [feedback] is not installed")
 

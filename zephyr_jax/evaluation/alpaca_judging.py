@@ -19,6 +19,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Literal
 
+from zephyr_jax.evaluation.judges import Ask
 from zephyr_jax.evaluation.stored_rows import field, read_rows
 from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, derived_seed
 from zephyr_jax.records import InputError, Message
@@ -27,7 +28,6 @@ Reading = Literal["ranking", "logprobs"]
 CHOICES = ("m", "M")  # the first and the second output shown
 MAX_RANKING_TOKENS = 100
 RETRY_TEMPERATURE = 0.7
-Ask = Callable[[ChatRequest], Awaitable[Reply]]
 _WANTED = "an output in AlpacaEval's format, with instruction, output and generator"
 _PLACE = re.compile(r"\{(instruction|output_1|output_2)\}")
 _TURN = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)<\|im_end\|>", re.DOTALL)
@@ -149,6 +149,7 @@ class Annotator:
       name: the judge's, for the rows.
       prompt: see `parse_prompt`.
       reading: how its answers are read.
+      temperature: of the first try.
       max_tries: a ranking that cannot be read is asked for again, with another seed and a higher temperature.
       seed: of the run.
     """
@@ -156,6 +157,7 @@ class Annotator:
     name: str
     prompt: tuple[Message, ...]
     reading: Reading
+    temperature: float = 0.0
     max_tries: int = 2
     seed: int = 42
 
@@ -167,9 +169,10 @@ class Annotator:
                 if pair.baseline.output == pair.model.output:
                     return _annotation_row(pair, self.name, 1.5, None)
                 reply = preference = None
+                call = f"alpaca_eval:{pair.model.generator}:{pair.index}"
                 for attempt in range(self.max_tries if self.reading == "ranking" else 1):
                     try:
-                        reply = await ask(self._request(pair, attempt))
+                        reply = await ask(self._request(pair, attempt), f"{call}:{attempt}")
                     except CallFailed:
                         break
                     preference = self._read(reply)
@@ -190,7 +193,7 @@ class Annotator:
         return ChatRequest(
             filled(self.prompt, pair),
             max_tokens=MAX_RANKING_TOKENS if by_rank else 1,
-            temperature=0.0 if attempt == 0 else RETRY_TEMPERATURE,
+            temperature=self.temperature if attempt == 0 else max(self.temperature, RETRY_TEMPERATURE),
             seed=derived_seed(self.seed, pair.model.generator, pair.baseline.instruction, attempt),
             choices=() if by_rank else CHOICES,
         )

@@ -1,12 +1,11 @@
-"""One run of judging AlpacaEval outputs as a recipe asks for it; here the judge says again what is stored of it."""
+"""One run of judging AlpacaEval outputs as a recipe asks for it."""
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,13 @@ from zephyr_jax.evaluation.alpaca_judging import (
     parse_prompt,
     read_outputs,
 )
+from zephyr_jax.evaluation.judges import Judge, LiveJudge, StoredJudge
 from zephyr_jax.evaluation.stored_rows import field, read_rows
 from zephyr_jax.evaluation_recipe import AlpacaJudgingOptions
-from zephyr_jax.judging.calls import Stop, run_jobs
 from zephyr_jax.judging.protocol import Reply
 from zephyr_jax.judging.replay import ReplayJudge
-from zephyr_jax.records import InputError, Message
+from zephyr_jax.judging.session import Session
+from zephyr_jax.records import InputError, Message, Unfinished
 
 _WANTED = "an annotation of alpaca_eval with instruction, output_1, output_2, annotator and raw_completion"
 
@@ -60,11 +60,12 @@ class JudgedOutputs:
             partial.replace(place / "annotations.json")
 
 
-def judge_outputs(options: AlpacaJudgingOptions, *, seed: int) -> JudgedOutputs:
+async def judge_outputs(options: AlpacaJudgingOptions, session: Session, *, seed: int) -> JudgedOutputs:
     """Has all outputs judged.
 
     Raises:
-      InputError: a file cannot be used, or the judge has said nothing of any of them.
+      InputError: a file cannot be used, the model cannot be opened, or nothing is stored of any of them.
+      Unfinished: the model has answered nothing, or the budget is spent.
     """
     try:
         prompt = parse_prompt(Path(options.prompt).read_text(encoding="utf-8"), name=options.prompt)
@@ -72,24 +73,30 @@ def judge_outputs(options: AlpacaJudgingOptions, *, seed: int) -> JudgedOutputs:
         raise InputError(f"alpaca_eval.judging.prompt {options.prompt}: cannot be read ({error})") from error
     baseline = read_outputs(options.baseline)
     pairs = [pair for source in options.outputs for pair in pair_outputs(baseline, read_outputs(source))]
-    name, respondent = _replayed(options, prompt)
-    annotator = Annotator(name, prompt, options.reading, options.max_tries, seed)
-    jobs: Sequence[Callable[[], Awaitable[Any]]] = annotator.jobs(pairs, respondent.reply)
-    results: list[dict[str, Any] | None] = asyncio.run(run_jobs(jobs, window=respondent.window, stop=Stop()))
+    judge: Judge
+    if options.replay is not None:
+        judge = StoredJudge(*_replayed(options.replay, prompt))
+    else:
+        assert options.judge is not None
+        judge = LiveJudge(session, options.judge)
+    annotator = Annotator(judge.name, prompt, options.reading, options.temperature, options.max_tries, seed)
+    results = await judge.run("alpaca_eval judging", annotator.jobs(pairs, judge.ask))
     rows = tuple(row for row in results if row is not None)
-    if not rows:
+    if not rows and options.replay is not None:
         raise InputError(
             f"alpaca_eval.judging.replay {', '.join(options.replay)}: nothing is stored of any of the {len(pairs)} "
             "pairs; wanted annotations of these outputs against this baseline"
         )
+    if not rows:
+        raise Unfinished(f"alpaca_eval.judging: {judge.name} gave no answer on any of the {len(pairs)} pairs")
     return JudgedOutputs(rows, len(results) - len(rows))
 
 
-def _replayed(options: AlpacaJudgingOptions, prompt: tuple[Message, ...]) -> tuple[str, ReplayJudge]:
+def _replayed(files: Sequence[str], prompt: tuple[Message, ...]) -> tuple[str, ReplayJudge]:
     """The judge of stored annotations: what it was shown is the prompt filled in with their own outputs."""
     names: dict[str, None] = {}
     stored: list[tuple[str, Reply]] = []
-    for source in options.replay:
+    for source in files:
         for location, row in read_rows(source):
             texts = [field(row, key, str, location, wanted=_WANTED) for key in ("instruction", "output_1", "output_2")]
             names[field(row, "annotator", str, location, wanted=_WANTED)] = None

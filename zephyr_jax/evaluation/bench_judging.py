@@ -12,14 +12,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from zephyr_jax.evaluation.bench_prompts import WITH_REFERENCE, JudgePrompt, Mode, judge_messages, prompt_name
 from zephyr_jax.evaluation.fastchat_files import UNPARSED, Grading, ModelAnswer, PairJudgment, Question
+from zephyr_jax.evaluation.judges import Ask
 from zephyr_jax.evaluation.mt_bench import parse_rating
 from zephyr_jax.evaluation.pairwise import parse_verdict
-from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, derived_seed
+from zephyr_jax.judging.protocol import CallFailed, ChatRequest, derived_seed
 from zephyr_jax.records import InputError, Message
 
-MAX_JUDGMENT_TOKENS = 2048
 RETRY_TEMPERATURE = 0.7
-Ask = Callable[[ChatRequest], Awaitable[Reply]]
 # Game 1 shows model_1 as A, game 2 model_2.
 _WINNERS = ({"A": "model_1", "B": "model_2"}, {"A": "model_2", "B": "model_1"})
 
@@ -33,6 +32,8 @@ class Bench:
       prompts: FastChat's judge prompts by name.
       references: question -> the turns of its reference answer.
       judge: the judge's name, for the rows.
+      temperature: of the first try.
+      max_tokens: of a judgment.
       max_tries: judgments asked for until one can be parsed.
       seed: of the run.
       clock: seconds since 1970.
@@ -42,6 +43,8 @@ class Bench:
     prompts: Mapping[str, JudgePrompt]
     references: Mapping[int, Sequence[str]]
     judge: str
+    temperature: float = 0.0
+    max_tokens: int = 2048
     max_tries: int = 2
     seed: int = 42
     clock: Callable[[], float] = time.time
@@ -143,15 +146,16 @@ async def _judged(
 ) -> str | None:
     """The first judgment that can be used, else the last there was; None where there was none."""
     judgment = None
+    call = ":".join(["mt_bench", *map(str, parts)])
     for attempt in range(bench.max_tries):
         request = ChatRequest(
             messages,
-            max_tokens=MAX_JUDGMENT_TOKENS,
-            temperature=0.0 if attempt == 0 else RETRY_TEMPERATURE,
+            max_tokens=bench.max_tokens,
+            temperature=bench.temperature if attempt == 0 else max(bench.temperature, RETRY_TEMPERATURE),
             seed=derived_seed(bench.seed, *parts, attempt),
         )
         try:
-            judgment = (await ask(request)).text
+            judgment = (await ask(request, f"{call}:{attempt}")).text
         except CallFailed:
             return judgment
         if can_be_used(judgment):

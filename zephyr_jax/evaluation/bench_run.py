@@ -1,14 +1,12 @@
-"""One run of judging MT-Bench answers as a recipe asks for it; here the judge says again what is stored of it."""
+"""One run of judging MT-Bench answers as a recipe asks for it."""
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import itertools
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 from zephyr_jax.evaluation.bench_judging import Bench, answers_by_question, grading_jobs, pair_jobs
 from zephyr_jax.evaluation.bench_prompts import read_judge_prompts
@@ -21,13 +19,12 @@ from zephyr_jax.evaluation.fastchat_files import (
     read_judgments,
     write_rows,
 )
+from zephyr_jax.evaluation.judges import Judge, LiveJudge, StoredJudge
 from zephyr_jax.evaluation_recipe import BenchJudgingOptions
-from zephyr_jax.judging.calls import Stop, run_jobs
 from zephyr_jax.judging.protocol import Reply
 from zephyr_jax.judging.replay import ReplayJudge
-from zephyr_jax.records import InputError
-
-T = TypeVar("T")
+from zephyr_jax.judging.session import Session
+from zephyr_jax.records import InputError, Unfinished
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +58,14 @@ def _file_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name)
 
 
-def judge_bench(options: BenchJudgingOptions, questions: Sequence[Question], *, seed: int) -> JudgedBench:
+async def judge_bench(
+    options: BenchJudgingOptions, questions: Sequence[Question], session: Session, *, seed: int
+) -> JudgedBench:
     """Has all answers judged.
 
     Raises:
-      InputError: a file cannot be used, an answer is missing, or the judge has said nothing of any of them.
+      InputError: a file cannot be used, an answer is missing, the model cannot be opened, or nothing is stored of any.
+      Unfinished: the model has answered nothing, or the budget is spent.
     """
     answers = read_answers(options.answers)
     models = list(dict.fromkeys(answer.model for answer in answers))
@@ -73,59 +73,64 @@ def judge_bench(options: BenchJudgingOptions, questions: Sequence[Question], *, 
         raise InputError(
             f"mt_bench.judging.answers: has answers of {', '.join(models)} alone; mode pair wants two models"
         )
-    judge, respondent = _replayed(options)
+    judge: Judge
+    if options.replay is not None:
+        judge = StoredJudge(*_replayed(options.replay))
+    else:
+        assert options.judge is not None
+        judge = LiveJudge(session, options.judge)
     references = read_answers([options.references]) if options.references else []
     bench = Bench(
         questions=questions,
         prompts=read_judge_prompts(options.prompts),
         references={answer.question_id: answer.choices[0] for answer in references},
-        judge=judge,
+        judge=judge.name,
+        temperature=options.temperature,
+        max_tokens=options.max_tokens,
         max_tries=options.max_tries,
         seed=seed,
     )
     turns = {model: answers_by_question(answers, bench, model=model) for model in models}
+    gradings: list[Grading | None] = []
+    pairs: list[PairJudgment | None] = []
     if options.mode == "single":
-        gradings, missing = _run(
-            [
-                job
-                for repetition in range(options.repetitions)
-                for model in models
-                for job in grading_jobs(bench, model, turns[model], respondent.reply, repetition=repetition)
-            ],
-            window=respondent.window,
-        )
-        pairs: list[PairJudgment] = []
+        grading = [
+            job
+            for repetition in range(options.repetitions)
+            for model in models
+            for job in grading_jobs(bench, model, turns[model], judge.ask, repetition=repetition)
+        ]
+        gradings = await judge.run("mt_bench judging", grading)
     else:
-        pairs, missing = _run(
-            [
-                job
-                for first, second in itertools.combinations(models, 2)
-                for job in pair_jobs(bench, (first, second), (turns[first], turns[second]), respondent.reply)
-            ],
-            window=respondent.window,
-        )
-        gradings = []
-    if not gradings and not pairs:
+        comparing = [
+            job
+            for first, second in itertools.combinations(models, 2)
+            for job in pair_jobs(bench, (first, second), (turns[first], turns[second]), judge.ask)
+        ]
+        pairs = await judge.run("mt_bench judging", comparing)
+    judged = JudgedBench(
+        judge.name,
+        tuple(answers),
+        tuple(row for row in gradings if row is not None),
+        tuple(row for row in pairs if row is not None),
+        num_unanswered=gradings.count(None) + pairs.count(None),
+    )
+    if not judged.gradings and not judged.pairs and options.replay is not None:
         raise InputError(
-            f"mt_bench.judging.replay {', '.join(options.replay)}: nothing is stored to any of the {missing} questions "
-            f"that {judge} was asked; wanted judgments of these answers, made with these prompts in mode {options.mode}"
+            f"mt_bench.judging.replay {', '.join(options.replay)}: nothing is stored to any of the "
+            f"{judged.num_unanswered} questions that {judge.name} was asked; wanted judgments of these answers, made "
+            f"with these prompts in mode {options.mode}"
         )
-    return JudgedBench(judge, tuple(answers), tuple(gradings), tuple(pairs), missing)
+    if not judged.gradings and not judged.pairs:
+        raise Unfinished(f"mt_bench.judging: {judge.name} gave no answer on any of {judged.num_unanswered} items")
+    return judged
 
 
-def _replayed(options: BenchJudgingOptions) -> tuple[str, ReplayJudge]:
-    gradings, pairs = read_judgments(options.replay)
+def _replayed(files: Sequence[str]) -> tuple[str, ReplayJudge]:
+    gradings, pairs = read_judgments(files)
     judges = list(dict.fromkeys([*(row.judge for row in gradings), *(row.judge for row in pairs)]))
     if len(judges) > 1:
         raise InputError(f"mt_bench.judging.replay: has judgments by {', '.join(judges)}; wanted those of one judge")
     stored = [(row.user_prompt, row.judgment) for row in gradings]
     stored += [game for row in pairs for game in zip(row.user_prompts, row.judgments, strict=True)]
     return judges[0], ReplayJudge(judges[0], [(text, Reply(judgment, "stop", 0, 0)) for text, judgment in stored])
-
-
-def _run(jobs: Sequence[Callable[[], Awaitable[T | None]]], *, window: int) -> tuple[list[T], int]:
-    """The results that there are, in the order of the jobs, and how many jobs had none."""
-    untyped: Sequence[Callable[[], Awaitable[Any]]] = jobs
-    results: list[T | None] = asyncio.run(run_jobs(untyped, window=window, stop=Stop()))
-    found = [result for result in results if result is not None]
-    return found, len(results) - len(found)

@@ -1,4 +1,4 @@
-"""All that an evaluation of stored judgments found, as one object: computed here, shown by tables.py and report.py."""
+"""All that an evaluation found, as one object: computed here, shown by tables.py and report.py."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 from zephyr_jax.evaluation import alpaca_eval, mt_bench, pairwise
 from zephyr_jax.evaluation.agreement import GradingAgreement, VerdictAgreement, agreement, read_judge
-from zephyr_jax.evaluation.alpaca_run import JudgedOutputs, judge_outputs
-from zephyr_jax.evaluation.bench_run import JudgedBench, judge_bench
+from zephyr_jax.evaluation.alpaca_run import JudgedOutputs
+from zephyr_jax.evaluation.asked import ask_models
+from zephyr_jax.evaluation.bench_run import JudgedBench
 from zephyr_jax.evaluation.fastchat_files import read_judgments, read_questions
 from zephyr_jax.evaluation.length_control import LengthControlled, length_controlled_win_rate, read_length_data
 from zephyr_jax.evaluation.statistics import Comparison, Sampling, compare
@@ -103,26 +104,27 @@ class Results:
         return found
 
 
-def evaluate_stored(recipe: EvaluationRecipe) -> Results:
-    """Computes everything that a recipe asks for from the files that it names.
+def evaluate(recipe: EvaluationRecipe) -> Results:
+    """Has judged what the recipe has judged, and computes everything from that and from the files that it names.
 
     Raises:
       InputError: a file cannot be used, or has nothing to score.
+      Unfinished, KeyboardInterrupt: as in `ask_models`.
     """
+    asked = ask_models(recipe)
     sampling = Sampling(recipe.statistics.level, recipe.statistics.resamples, recipe.seed)
     return Results(
         name=recipe.name,
         level=sampling.level,
-        alpaca_eval=_alpaca_eval(recipe.alpaca_eval, sampling) if recipe.alpaca_eval else None,
-        mt_bench=_mt_bench(recipe.mt_bench, sampling) if recipe.mt_bench else None,
+        alpaca_eval=_alpaca_eval(recipe.alpaca_eval, asked.outputs, sampling) if recipe.alpaca_eval else None,
+        mt_bench=_mt_bench(recipe.mt_bench, asked.bench, sampling) if recipe.mt_bench else None,
         agreements=tuple(agreement_result(options, sampling=sampling) for options in recipe.agreement),
     )
 
 
-def _alpaca_eval(options: AlpacaEvalOptions, sampling: Sampling) -> AlpacaEvalResults:
+def _alpaca_eval(options: AlpacaEvalOptions, judged: JudgedOutputs | None, sampling: Sampling) -> AlpacaEvalResults:
     control = options.length_control
     data = read_length_data(control.file, control.glm) if control else None
-    judged = judge_outputs(options.judging, seed=sampling.seed) if options.judging else None
     annotations = alpaca_eval.read_annotations(options.annotations or ())
     contests = alpaca_eval.by_contest([*annotations, *(judged.annotations() if judged else ())])
     rates = tuple(alpaca_eval.win_rate(rows, sampling=sampling) for rows in contests.values())
@@ -141,11 +143,10 @@ def _alpaca_eval(options: AlpacaEvalOptions, sampling: Sampling) -> AlpacaEvalRe
     return AlpacaEvalResults(rates, tuple(controlled), tuple(found for found in comparisons if found), judged)
 
 
-def _mt_bench(options: MtBenchOptions, sampling: Sampling) -> MtBenchResults:
+def _mt_bench(options: MtBenchOptions, judged: JudgedBench | None, sampling: Sampling) -> MtBenchResults:
     questions = read_questions(options.questions)
     category_of = {question.question_id: question.category for question in questions}
     gradings, pairs = read_judgments(options.judgments or ())
-    judged = judge_bench(options.judging, questions, seed=sampling.seed) if options.judging else None
     if judged:
         gradings, pairs = [*gradings, *judged.gradings], [*pairs, *judged.pairs]
     graded = {

@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
-from zephyr_jax.feedback_recipe import Budget, Price
 from zephyr_jax.judging.protocol import ChatRequest, Reply
 from zephyr_jax.judging.tally import TOKENS_PER_PRICE
+from zephyr_jax.respondent_options import Budget, Price
 
 
 class BudgetSpent(Exception):

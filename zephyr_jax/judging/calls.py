@@ -12,11 +12,11 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from zephyr_jax.feedback_recipe import Price
 from zephyr_jax.judging.budget import BudgetSpent, Purse
 from zephyr_jax.judging.journal import Journal
 from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, Respondent, Stop, Stopped
 from zephyr_jax.judging.tally import Tally
+from zephyr_jax.respondent_options import Price
 
 T = TypeVar("T")
 

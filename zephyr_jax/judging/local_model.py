@@ -12,10 +12,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from zephyr_jax.feedback_recipe import ModelOptions
 from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, Stop
 from zephyr_jax.judging.tally import Tally
 from zephyr_jax.records import InputError
+from zephyr_jax.respondent_options import ModelOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +29,9 @@ BATCHES_PER_CHUNK = 8
 class LocalModel:
     """A Respondent: see protocol.py."""
 
-    def __init__(self, options: ModelOptions, *, name: str, tally: Tally, stop: Stop | None = None):
+    def __init__(
+        self, options: ModelOptions, *, name: str, tally: Tally, stop: Stop | None = None, command: str = "feedback"
+    ):
         """Opens a model; the weights are loaded with the first request that is not in the journal.
 
         Args:
@@ -37,6 +39,7 @@ class LocalModel:
           name: the model's name in the recipe, for messages.
           tally: is told of every request.
           stop: what waits for its batch is dropped when it is asked for.
+          command: begins the lines on stderr.
 
         Raises:
           InputError: there is no such model, tokenizer or chat template.
@@ -44,6 +47,7 @@ class LocalModel:
         from zephyr_jax.generation.loading import open_answer_model
 
         self.options, self.name, self.tally, self.stop = options, name, tally, stop or Stop()
+        self.command = command
         self._model: AnswerModel = open_answer_model(
             options.model, chat_template=options.chat_template, dtype=options.dtype
         )
@@ -113,7 +117,7 @@ class LocalModel:
 
         def answer() -> None:
             if self._model.params is None:
-                print(f"feedback: loading {self.name}, {self._model.settings_text()}", file=sys.stderr)
+                print(f"{self.command}: loading {self.name}, {self._model.settings_text()}", file=sys.stderr)
                 self._model = self._model.load()
             for index, reply in self._replies(requests, prompts):
                 if self._is_cancelled:

@@ -15,10 +15,10 @@ import time
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from zephyr_jax.feedback_recipe import ModelOptions
 from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, Stop
 from zephyr_jax.judging.tally import Tally
 from zephyr_jax.records import InputError
+from zephyr_jax.respondent_options import ModelOptions
 
 LONGEST_WAIT_SECONDS = 300.0
 LONGEST_REST_SECONDS = 60.0
@@ -193,7 +193,7 @@ class OpenAIEndpoint:
             raise _Trouble(kind, f"{server.url}: {cause}: {self._brief(error.__cause__)}") from None
         except openai.APIError as error:  # what the client cannot read
             raise _Trouble("unreadable answer", self._brief(error)) from None
-        return _read_answer(text, request)
+        return _read_answer(text, request, self.name)
 
     def _status_trouble(self, server: _Server, error: Any) -> _Trouble:
         status, detail = error.status_code, f"{server.url}: {self._brief(error)}"
@@ -270,7 +270,7 @@ def _open_servers(options: ModelOptions, name: str, key: str) -> list[_Server]:
     ]
 
 
-def _read_answer(text: str, request: ChatRequest) -> Reply:
+def _read_answer(text: str, request: ChatRequest, name: str) -> Reply:
     """The answer in a response's body."""
     if not text.strip():
         raise _Trouble("empty body")
@@ -283,7 +283,7 @@ def _read_answer(text: str, request: ChatRequest) -> Reply:
         choice = body["choices"][0]
         message = choice["message"]
         answer = message.get("content") or message.get("refusal") or ""
-        logprobs = _choice_logprobs(choice, request.choices) if request.choices else ()
+        logprobs = _choice_logprobs(choice, request.choices, name) if request.choices else ()
         usage = body.get("usage") or {}
         if not isinstance(answer, str):
             raise TypeError
@@ -298,13 +298,13 @@ def _read_answer(text: str, request: ChatRequest) -> Reply:
     )
 
 
-def _choice_logprobs(choice: dict[str, Any], choices: tuple[str, ...]) -> tuple[float | None, ...]:
+def _choice_logprobs(choice: dict[str, Any], choices: tuple[str, ...], name: str) -> tuple[float | None, ...]:
     """The log-probability of each choice as the first token; None for those not among the likely ones listed."""
     content = (choice.get("logprobs") or {}).get("content")
     if not content:
         raise InputError(
-            "annotation.rating: logprobs, but the server gives no log-probabilities; wanted a server that has them, a "
-            "model in this process (no base_url), or rating: json"
+            f"models.{name}: log-probabilities are wanted, but the server gives none; wanted a server that has them, a "
+            "model in this process (no base_url), or answers that are read (annotation.rating: json, reading: ranking)"
         )
     listed: dict[str, float] = {}
     for token in content[0]["top_logprobs"]:

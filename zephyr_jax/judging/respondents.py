@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from zephyr_jax.feedback_recipe import FeedbackRecipe
 from zephyr_jax.judging.budget import Purse
 from zephyr_jax.judging.calls import Caller
 from zephyr_jax.judging.journal import Journal
 from zephyr_jax.judging.protocol import Respondent, Stop
 from zephyr_jax.judging.tally import Tally
+from zephyr_jax.respondent_options import Budget, ModelOptions
 
 
 class Respondents:
@@ -23,11 +24,21 @@ class Respondents:
       purse: the run's budget.
     """
 
-    def __init__(self, recipe: FeedbackRecipe, stop: Stop):
-        self.recipe, self.stop = recipe, stop
-        self.tallies: dict[str, Tally] = {name: Tally() for name in recipe.models}
-        self.purse = Purse(recipe.budget)
-        self._folder = Path(recipe.calls.path or Path(recipe.output_dir) / "calls")
+    def __init__(
+        self,
+        models: Mapping[str, ModelOptions],
+        *,
+        run: str,
+        folder: Path,
+        budget: Budget,
+        stop: Stop,
+        command: str,
+    ):
+        """Args are those of session.Session; `stop` is the sitting's."""
+        self.models, self.run, self.command, self.stop = models, run, command, stop
+        self.tallies: dict[str, Tally] = {name: Tally() for name in models}
+        self.purse = Purse(budget)
+        self._folder = folder
         self._callers: dict[str, Caller] = {}
         self._respondents: dict[str, Respondent] = {}
         self._journals: dict[Path, Journal] = {}
@@ -40,7 +51,7 @@ class Respondents:
         """
         if name in self._callers:
             return self._callers[name]
-        options = self.recipe.models[name]
+        options = self.models[name]
         content = options.model_dump_json()
         if content not in self._respondents:
             self._respondents[content] = self._open(name)
@@ -52,7 +63,7 @@ class Respondents:
         caller = Caller(
             respondent,
             self._journals[path],
-            run=self.recipe.name,
+            run=self.run,
             price=options.price,
             purse=self.purse,
             tally=self.tallies[name],
@@ -64,14 +75,14 @@ class Respondents:
         return caller
 
     def _open(self, name: str) -> Respondent:
-        options = self.recipe.models[name]
+        options = self.models[name]
         if options.base_url is not None:
             from zephyr_jax.judging.openai_endpoint import OpenAIEndpoint
 
             return OpenAIEndpoint(options, name=name, tally=self.tallies[name], stop=self.stop)
         from zephyr_jax.judging.local_model import LocalModel
 
-        return LocalModel(options, name=name, tally=self.tallies[name], stop=self.stop)
+        return LocalModel(options, name=name, tally=self.tallies[name], stop=self.stop, command=self.command)
 
     def progress_text(self) -> str:
         """For a progress bar: `32 in flight, 412 tokens/s, cost 0.31`."""

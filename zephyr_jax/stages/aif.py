@@ -15,27 +15,20 @@ import asyncio
 import collections
 import dataclasses
 import json
-import signal
-import sys
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from zephyr_jax.data.binarisation import BinarisationOptions, BinarisationReport, binarise
 from zephyr_jax.data.sources import iterate_rows, read_feedback, read_prompts
-from zephyr_jax.feedback_recipe import Budget, FeedbackRecipe
+from zephyr_jax.feedback_recipe import FeedbackRecipe
 from zephyr_jax.judging.annotation import annotated_row, annotation_jobs
-from zephyr_jax.judging.calls import NO_ANSWER, Caller, run_jobs
+from zephyr_jax.judging.calls import NO_ANSWER
 from zephyr_jax.judging.completions import completion_jobs, completion_row
 from zephyr_jax.judging.estimate import assumed_prompts, estimate, estimates_table
 from zephyr_jax.judging.instructions import Writer, read_seeds
-from zephyr_jax.judging.protocol import Stop
-from zephyr_jax.judging.respondents import Respondents
 from zephyr_jax.judging.seed_tasks import SEED_TASKS, TOPICS
-from zephyr_jax.judging.tally import tallies_table
+from zephyr_jax.judging.session import Session
 from zephyr_jax.recipe import Source
 from zephyr_jax.records import BadRow, InputError, Prompt, Unfinished
 
@@ -95,8 +88,15 @@ class _Feedback:
     """One session of a run."""
 
     def __init__(self, recipe: FeedbackRecipe):
-        self.recipe, self.folder, self.stop = recipe, folder_of(recipe), Stop()
-        self.respondents = Respondents(recipe, self.stop)
+        self.recipe, self.folder = recipe, folder_of(recipe)
+        self.session = Session(
+            recipe.models,
+            command="feedback",
+            run=recipe.name,
+            folder=recipe.calls.folder(recipe.output_dir),
+            budget=recipe.budget,
+            log=self.folder / "sessions.jsonl",
+        )
         self.said_estimate = False
 
     async def run(self) -> dict[str, Any]:
@@ -108,15 +108,12 @@ class _Feedback:
             ("annotation", self._annotate),
             ("binarisation", self._binarise),
         ]
-        with _SignalsAsk(self.stop):
-            try:
-                self._open_all_if_limited()
-                for name, work in steps:
-                    if getattr(self.recipe, name) is not None:
-                        await self._do(name, work)
-            finally:
-                await self.respondents.close()
-                self._say_what_happened()
+        completions = self.recipe.completions
+        async with self.session:
+            self.session.open_if_limited({self.recipe.teacher, *(completions.students if completions else ())})
+            for name, work in steps:
+                if getattr(self.recipe, name) is not None:
+                    await self._do(name, work)
         summary = {
             name: json.loads(self._counts_file(name).read_text(encoding="utf-8"))
             for name, _ in steps
@@ -125,24 +122,17 @@ class _Feedback:
         _write_whole(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         return summary
 
-    def _open_all_if_limited(self) -> None:
-        """Opens every model at once where there is a budget, since what each has cost so far is part of it."""
-        if self.recipe.budget != Budget():
-            completions = self.recipe.completions
-            for name in {self.recipe.teacher, *(completions.students if completions else ())}:
-                self.respondents.caller(name)
-
     def _say_estimate(self) -> None:
         """Says once what the whole run takes."""
         if not self.said_estimate:
             self.said_estimate = True
-            _say(f"what the run takes in all:\n{describe_feedback(self.recipe)}")
+            self.session.say(f"what the run takes in all:\n{describe_feedback(self.recipe)}")
 
     async def _do(self, name: str, work: Callable[[_Step], Awaitable[list[dict[str, Any]]]]) -> None:
         """One step, if its file is not there."""
         file = self.folder / FILES[name]
         if file.exists():
-            _say(f"{name}: done before -> {file}")
+            self.session.say(f"{name}: done before -> {file}")
             return
         step = _Step(name)
         rows = await work(step)
@@ -152,7 +142,7 @@ class _Feedback:
         _write_whole(self._counts_file(name), json.dumps(step.counts, indent=2, ensure_ascii=False) + "\n")
         _write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         shown = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in step.counts.items() if value)
-        _say(f"{name}: {shown} -> {file}")
+        self.session.say(f"{name}: {shown} -> {file}")
 
     def _counts_file(self, name: str) -> Path:
         return self.folder / f"{name}.counts.json"
@@ -161,12 +151,12 @@ class _Feedback:
         options = self.recipe.instructions
         assert options is not None
         topics, tasks = _read_seeds(options.seeds)
-        teacher = self.respondents.caller(self.recipe.teacher)
+        teacher = self.session.caller(self.recipe.teacher)
         writer = Writer(teacher, options, self.recipe.seed, topics, tasks, unusable=step.unusable)
         self._say_estimate()
-        drafts = await self._run_jobs(step, {teacher: writer.draft_jobs()})
+        drafts = await self.session.run_jobs(step.name, {teacher: writer.draft_jobs()})
         kept = writer.keep_good([drafts[number] for number in sorted(drafts)])
-        rows = await self._run_jobs(step, {teacher: writer.dialogue_jobs(kept)})
+        rows = await self.session.run_jobs(step.name, {teacher: writer.dialogue_jobs(kept)})
         dialogues = [rows[number] for number in sorted(rows) if rows[number] is not None]
         num_failed = sum(count for kind, count in step.unusable.items() if kind.endswith(NO_ANSWER))
         self._check_failed(step, num_failed, len(drafts) + len(rows))
@@ -183,9 +173,9 @@ class _Feedback:
         prompts, counts = _read_prompts(self.recipe)
         step.counts |= {"prompts": len(prompts), **counts}
         self._say_estimate()
-        callers = {name: self.respondents.caller(name) for name in options.students}
+        callers = {name: self.session.caller(name) for name in options.students}
         jobs = completion_jobs(prompts, options, callers, seed=self.recipe.seed, unusable=step.unusable)
-        found = await self._run_jobs(step, {callers[name]: part for name, part in jobs.items()})
+        found = await self.session.run_jobs(step.name, {callers[name]: part for name, part in jobs.items()})
         rows: list[list[dict[str, Any]]] = [[] for _ in prompts]
         for (index, _), completion in sorted(found.items()):
             rows[index].append(completion)
@@ -196,9 +186,11 @@ class _Feedback:
         options = self.recipe.annotation
         assert options is not None
         rows = list(_read_lines(self.folder / FILES["completions"]))
-        teacher = self.respondents.caller(self.recipe.teacher)
+        teacher = self.session.caller(self.recipe.teacher)
         jobs = annotation_jobs(rows, options, teacher, seed=self.recipe.seed, unusable=step.unusable)
-        found = await self._run_jobs(step, {teacher: [((*key, number), job) for number, (key, job) in enumerate(jobs)]})
+        found = await self.session.run_jobs(
+            step.name, {teacher: [((*key, number), job) for number, (key, job) in enumerate(jobs)]}
+        )
         ratings: list[dict[str, list[Any]]] = [{aspect: [] for aspect in options.aspects} for _ in rows]
         for (index, aspect, _), rating in sorted(found.items(), key=lambda item: item[0][-1]):
             ratings[index][aspect].append(rating)
@@ -218,36 +210,6 @@ class _Feedback:
         step.counts.update(report.as_dict())
         return [pair for pair in pairs if pair is not None]
 
-    async def _run_jobs(
-        self, step: _Step, jobs: Mapping[Caller, Sequence[tuple[Any, Callable[[], Awaitable[Any]]]]]
-    ) -> dict[Any, Any]:
-        """Runs the jobs of several models side by side; key -> result. Raises why, where the run was stopped."""
-        found: dict[Any, Any] = {}
-        total = sum(map(len, jobs.values()))
-        with tqdm(total=total, unit=" calls", desc=step.name, file=sys.stderr, smoothing=0.1) as bar:
-
-            def done() -> None:
-                bar.set_postfix_str(self.respondents.progress_text(), refresh=False)
-                bar.update()
-
-            async def run_part(caller: Caller, part: Sequence[tuple[Any, Callable[[], Awaitable[Any]]]]) -> None:
-                results = await run_jobs(
-                    [job for _, job in part], window=caller.respondent.window, stop=self.stop, done=done
-                )
-                found.update(zip((key for key, _ in part), results, strict=True))
-
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for caller, part in jobs.items():
-                        group.create_task(run_part(caller, part))
-            except BaseExceptionGroup as errors:
-                raise errors.exceptions[0] from None
-        if isinstance(self.stop.reason, KeyboardInterrupt):
-            raise self.stop.reason
-        if self.stop.reason is not None:
-            raise Unfinished(f"{self.stop.reason}; all answers so far are kept: raise it and start again to go on")
-        return found
-
     def _check_failed(self, step: _Step, num_failed: int, num_calls: int) -> None:
         step.counts |= {"calls": num_calls, "without_usable_answer": num_failed}
         if num_failed > self.recipe.max_failed * num_calls:
@@ -257,16 +219,6 @@ class _Feedback:
                 f"max_failed allows ({self.recipe.max_failed:.0%}). All answers are kept: start again to ask once more "
                 "where none came, or raise max_failed to go on without these"
             )
-
-    def _say_what_happened(self) -> None:
-        """The table of this session, on stderr and as a line of sessions.jsonl."""
-        asked = {name: tally for name, tally in self.respondents.tallies.items() if tally.kept or tally.tries}
-        if asked:
-            print(tallies_table(asked), file=sys.stderr)
-            record: dict[str, Any] = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-            record["models"] = {name: tally.as_dict() for name, tally in asked.items()}
-            with (self.folder / "sessions.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
 
 
 def _read_seeds(source: str) -> tuple[Sequence[str], Sequence[str]]:
@@ -295,34 +247,6 @@ def _written_tasks(path: Path) -> list[Prompt]:
         Prompt(({"role": "user", "content": row["prompt"]},), row["prompt_id"], f"{path}:{number}", row["source"])
         for number, row in enumerate(_read_lines(path), start=1)
     ]
-
-
-class _SignalsAsk:
-    """While it is open, the first Ctrl-C or SIGTERM lets calls in flight end, since they are paid for."""
-
-    def __init__(self, stop: Stop):
-        self.stop = stop
-
-    def __enter__(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.loop.add_signal_handler(number, self._interrupt)
-        except (RuntimeError, ValueError):  # not the main thread: signals are someone else's
-            pass
-
-    def __exit__(self, *error: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.loop.remove_signal_handler(number)
-
-    def _interrupt(self) -> None:
-        _say("interrupted: waiting for the calls in flight; once more ends at once")
-        self.stop.ask(KeyboardInterrupt())
-        self.__exit__()
-
-
-def _say(text: str) -> None:
-    tqdm.write(f"feedback: {text}", file=sys.stderr)
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

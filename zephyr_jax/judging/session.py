@@ -1,0 +1,167 @@
+"""One sitting of a run with its models: jobs side by side under a progress bar, a clean stop, and what happened.
+
+    async with Session(models, command="feedback", run=name, folder=calls, budget=budget, log=path) as session:
+        caller = session.caller("teacher")
+        found = await session.run_jobs("annotation", {caller: [(key, job), ...]})
+
+The first Ctrl-C or SIGTERM lets calls in flight end, since they are paid for; the second ends at once. Every answer is
+in a journal as it comes, so that the next sitting asks again at most what was in flight when this one was killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from zephyr_jax.judging.calls import Caller, run_jobs
+from zephyr_jax.judging.protocol import Stop
+from zephyr_jax.judging.respondents import Respondents
+from zephyr_jax.judging.tally import tallies_table
+from zephyr_jax.records import Unfinished
+from zephyr_jax.respondent_options import Budget, ModelOptions
+
+KeyedJob = tuple[Any, Callable[[], Awaitable[Any]]]
+
+
+class Session:
+    """Who may be asked, and asking them; a context that closes them all.
+
+    Attributes:
+      stop: asked for by a signal, or by a budget that is spent.
+      respondents: the models, opened as they are first asked.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, ModelOptions],
+        *,
+        command: str,
+        run: str,
+        folder: Path,
+        budget: Budget,
+        log: Path | None = None,
+    ):
+        """Nothing is opened yet.
+
+        Args:
+          models: of the recipe, by name.
+          command: begins the lines on stderr.
+          run: the run's name: whose answers the budget pays for.
+          folder: where the journals are.
+          budget: of all sittings of the run together.
+          log: a file of JSON lines that gets one with this sitting's counts.
+        """
+        self.command, self.log, self.stop = command, log, Stop()
+        self.respondents = Respondents(models, run=run, folder=folder, budget=budget, stop=self.stop, command=command)
+        self._is_limited = budget != Budget()
+
+    async def __aenter__(self) -> Session:
+        self._signals = _SignalsAsk(self.stop, self.say)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        try:
+            await self.respondents.close()
+            self._say_what_happened()
+        finally:
+            self._signals.close()
+
+    def say(self, text: str) -> None:
+        """A line on stderr that leaves the progress bar whole."""
+        tqdm.write(f"{self.command}: {text}", file=sys.stderr)
+
+    def caller(self, name: str) -> Caller:
+        """The model of this name.
+
+        Raises:
+          InputError: it cannot be opened.
+        """
+        return self.respondents.caller(name)
+
+    def open_if_limited(self, names: Iterable[str]) -> None:
+        """Opens models at once where there is a budget, since what each has cost in earlier sittings is part of it."""
+        if self._is_limited:
+            for name in names:
+                self.caller(name)
+
+    async def run_jobs(self, title: str, jobs: Mapping[Caller, Sequence[KeyedJob]]) -> dict[Any, Any]:
+        """Runs the jobs of several models side by side; see `calls.run_jobs`.
+
+        Args:
+          title: of the progress bar.
+          jobs: model -> (key, job) in the order in which they begin.
+
+        Returns:
+          Key -> result, in no certain order.
+
+        Raises:
+          Unfinished: the budget is spent; all answers so far are kept.
+          KeyboardInterrupt: it was interrupted, after the calls in flight had ended.
+        """
+        found: dict[Any, Any] = {}
+        total = sum(map(len, jobs.values()))
+        with tqdm(total=total, unit=" calls", desc=title, file=sys.stderr, smoothing=0.1) as bar:
+
+            def done() -> None:
+                bar.set_postfix_str(self.respondents.progress_text(), refresh=False)
+                bar.update()
+
+            async def run_part(caller: Caller, part: Sequence[KeyedJob]) -> None:
+                results = await run_jobs(
+                    [job for _, job in part], window=caller.respondent.window, stop=self.stop, done=done
+                )
+                found.update(zip((key for key, _ in part), results, strict=True))
+
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for caller, part in jobs.items():
+                        group.create_task(run_part(caller, part))
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+        if isinstance(self.stop.reason, KeyboardInterrupt):
+            raise self.stop.reason
+        if self.stop.reason is not None:
+            raise Unfinished(f"{self.stop.reason}; all answers so far are kept: raise it and start again to go on")
+        return found
+
+    def _say_what_happened(self) -> None:
+        """The table of this sitting, on stderr and as a line of the log."""
+        asked = {name: tally for name, tally in self.respondents.tallies.items() if tally.kept or tally.tries}
+        if not asked:
+            return
+        print(tallies_table(asked), file=sys.stderr)
+        if self.log is not None:
+            record: dict[str, Any] = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+            record["models"] = {name: tally.as_dict() for name, tally in asked.items()}
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+class _SignalsAsk:
+    """Until it is closed, the first Ctrl-C or SIGTERM asks for a stop."""
+
+    def __init__(self, stop: Stop, say: Callable[[str], None]):
+        self.stop, self.say, self.loop = stop, say, asyncio.get_running_loop()
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.loop.add_signal_handler(number, self._interrupt)
+        except (RuntimeError, ValueError):  # not the main thread: signals are someone else's
+            pass
+
+    def close(self) -> None:
+        """Signals end the process again."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.loop.remove_signal_handler(number)
+
+    def _interrupt(self) -> None:
+        self.say("interrupted: waiting for the calls in flight; once more ends at once")
+        self.stop.ask(KeyboardInterrupt())
+        self.close()
