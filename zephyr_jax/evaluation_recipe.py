@@ -25,6 +25,19 @@ def _several(value: Any) -> Any:
 Files = Annotated[tuple[Text, ...], BeforeValidator(_several), Field(min_length=1)]
 
 
+# FastChat's, by MT-Bench's categories.
+BENCH_TEMPERATURES = {
+    "writing": 0.7,
+    "roleplay": 0.7,
+    "extraction": 0.0,
+    "math": 0.0,
+    "coding": 0.0,
+    "reasoning": 0.0,
+    "stem": 0.1,
+    "humanities": 0.1,
+}
+
+
 class StatisticsOptions(Options):
     """How intervals and p-values are drawn.
 

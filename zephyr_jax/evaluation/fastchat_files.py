@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from zephyr_jax.evaluation.stored_rows import field, read_rows
+from zephyr_jax.evaluation.stored_rows import field, number_or_none, read_rows
 from zephyr_jax.records import InputError
 
 UNPARSED = -1  # the score of a judgment without a rating
@@ -21,12 +21,21 @@ VERDICTS = ("model_1", "model_2", "tie", "error")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Question:
-    """A row of question.jsonl: one question a turn; `reference` is an answer a turn, where the file has some."""
+    """A row of question.jsonl.
+
+    Attributes:
+      question_id: unique.
+      category: by which the sampling and the judge's prompt go.
+      turns: one question a turn.
+      reference: an answer a turn, where the file has some.
+      required_temperature: of the sampling, where the file has one; else the category's.
+    """
 
     question_id: int
     category: str
     turns: tuple[str, ...]
     reference: tuple[str, ...] = ()
+    required_temperature: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -158,8 +167,18 @@ def read_questions(source: str) -> list[Question]:
             field(row, "category", str, location, wanted=_QUESTION),
             _texts(field(row, "turns", list, location, wanted=_QUESTION), location, _QUESTION),
             _texts(row.get("reference") or [], location, _QUESTION),
+            _temperature(row, location),
         )
     return list(questions.values())
+
+
+def _temperature(row: Mapping[str, Any], location: str) -> float | None:
+    if row.get("required_temperature") is None:  # a data set's column is null where a row has none
+        return None
+    value = number_or_none(row, "required_temperature", location, wanted=_QUESTION)
+    if value is None or value < 0:
+        raise InputError(f"{location}: 'required_temperature' is {value}; wanted 0 or more, or none")
+    return value
 
 
 def read_answers(sources: Iterable[str]) -> list[ModelAnswer]:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, Stop
+from zephyr_jax.judging.protocol import ChatRequest, Reply, Stop, Unanswerable
 from zephyr_jax.judging.tally import Tally
 from zephyr_jax.records import InputError
 from zephyr_jax.respondent_options import ModelOptions
@@ -64,7 +64,7 @@ class LocalModel:
         except InputError as error:
             self.tally.trouble("not answerable", str(error))
             self.tally.failed += 1
-            raise CallFailed(f"{self.name}: {error}") from None
+            raise Unanswerable(f"{self.name}: {error}") from None
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, ids, future))
         self.tally.begin_try()

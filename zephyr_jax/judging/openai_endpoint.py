@@ -15,7 +15,7 @@ import time
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, Stop
+from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, Stop, Unanswerable
 from zephyr_jax.judging.tally import Tally
 from zephyr_jax.records import InputError
 from zephyr_jax.respondent_options import ModelOptions
@@ -114,7 +114,8 @@ class OpenAIEndpoint:
                 "wanted a running server; start it, or mend the address"
             )
         self.tally.failed += 1
-        raise CallFailed(f"{self.name}: {last.kind} after {number} tries ({last})")
+        text = f"{self.name}: {last.kind} after {number} tries ({last})"
+        raise Unanswerable(text) if last.is_final else CallFailed(text)
 
     async def close(self) -> None:
         """Closes the connections."""

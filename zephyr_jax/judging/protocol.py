@@ -83,6 +83,10 @@ class CallFailed(Exception):
     """This request got no answer, however often it was tried; others may. The text says what happened last."""
 
 
+class Unanswerable(CallFailed):
+    """It never gets one from this model: it does not fit the model's context, or the server refuses it for good."""
+
+
 class Stopped(Exception):
     """The run is being stopped: this call was not made."""
 
