@@ -18,7 +18,7 @@ from zephyr_jax.records import InputError
 def test_outputs_are_written_as_alpaca_eval_reads_them(tmp_path: Path) -> None:
     asked: list[ChatRequest] = []
 
-    async def ask(request: ChatRequest, *, call: str) -> Reply:
+    async def ask(request: ChatRequest, call: str) -> Reply:
         asked.append(request)
         if request.messages[0]["content"] == "long":
             raise Unanswerable("too long")

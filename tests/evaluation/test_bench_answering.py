@@ -28,7 +28,7 @@ class Model:
         self.refused, self.finish_reason = refused, finish_reason
         self.asked: dict[str, ChatRequest] = {}
 
-    async def ask(self, request: ChatRequest, *, call: str) -> Reply:
+    async def ask(self, request: ChatRequest, call: str) -> Reply:
         assert call not in self.asked
         self.asked[call] = request
         if self.refused in request.messages[-1]["content"]:
@@ -116,10 +116,10 @@ def test_an_answer_that_did_not_come_is_counted_and_its_next_turn_is_not_asked()
     """The model gives no answer to one first turn; the other question goes on."""
 
     class Failing(Model):
-        async def ask(self, request: ChatRequest, *, call: str) -> Reply:
+        async def ask(self, request: ChatRequest, call: str) -> Reply:
             if call == "mt_bench answer:81:0:1":
                 raise CallFailed("timed out")
-            return await super().ask(request, call=call)
+            return await super().ask(request, call)
 
     model = Failing()
     rows, counts = answered(model, WRITING, MATH)

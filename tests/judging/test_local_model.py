@@ -11,7 +11,7 @@ import pytest
 from tests.generation.tiny_chat_model import write_chat_model
 from zephyr_jax.feedback_recipe import load_feedback_recipe
 from zephyr_jax.judging.local_model import LocalModel
-from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, Stop, Stopped
+from zephyr_jax.judging.protocol import ChatRequest, Reply, Stop, Stopped, Unanswerable
 from zephyr_jax.judging.ratings import DIGITS, expected_rating
 from zephyr_jax.judging.tally import Tally
 from zephyr_jax.respondent_options import ModelOptions
@@ -53,7 +53,7 @@ def test_an_answer_hangs_on_its_request_alone(model: Path) -> None:
 def test_a_prompt_that_is_too_long_fails_alone(model: Path) -> None:
     long = ChatRequest(({"role": "user", "content": "x" * 2000},), max_tokens=5)
     (good, bad), tally = _ask(model, [_request(0), long])
-    assert isinstance(good, Reply) and isinstance(bad, CallFailed) and tally.failed == 1
+    assert isinstance(good, Reply) and isinstance(bad, Unanswerable) and tally.failed == 1
 
 
 def test_choices_are_rated_by_their_probabilities(model: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.judging.stub_server import StubServer
-from zephyr_jax.judging.protocol import AnswerSchema, CallFailed, ChatRequest, Reply
+from zephyr_jax.judging.protocol import AnswerSchema, CallFailed, ChatRequest, Reply, Unanswerable
 from zephyr_jax.judging.tally import Tally, tallies_table
 from zephyr_jax.records import InputError
 from zephyr_jax.respondent_options import ModelOptions
@@ -76,7 +76,7 @@ def test_a_request_is_given_up_after_its_tries_and_the_others_are_not() -> None:
 def test_what_the_server_will_never_take_is_not_sent_again() -> None:
     with StubServer(faults=lambda number: "400") as server:
         (error,), tally = _ask([_request()], base_url=server.url)
-    assert isinstance(error, CallFailed) and "too long for the model" in str(error) and tally.tries == 1
+    assert isinstance(error, Unanswerable) and "too long for the model" in str(error) and tally.tries == 1
 
 
 def test_retry_after_is_honoured() -> None:

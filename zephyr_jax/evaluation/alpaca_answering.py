@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zephyr_jax.evaluation.answering import AnswerCounts, Ask, answer_text
+from zephyr_jax.evaluation.answering import AnswerCounts, answer_text
+from zephyr_jax.evaluation.judges import Ask
 from zephyr_jax.evaluation.stored_rows import field, read_rows
 from zephyr_jax.judging.protocol import ChatRequest, derived_seed
 from zephyr_jax.records import InputError
@@ -80,7 +81,7 @@ class Answering:
         def job(index: int, instruction: Instruction) -> Callable[[], Awaitable[str | None]]:
             async def run() -> str | None:
                 request = self.request(instruction.instruction)
-                return await answer_text(ask, request, counts, call=f"alpaca_eval answer:{index}")
+                return await answer_text(ask, request, f"alpaca_eval answer:{index}", counts)
 
             return run
 

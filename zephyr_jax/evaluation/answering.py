@@ -8,15 +8,10 @@ Not here: what is asked (bench_answering.py, alpaca_answering.py).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any
 
+from zephyr_jax.evaluation.judges import Ask
 from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, Unanswerable
-
-
-class Ask(Protocol):
-    """Whoever answers; `Caller.ask` is one."""
-
-    async def __call__(self, request: ChatRequest, *, call: str) -> Reply: ...
 
 
 @dataclasses.dataclass
@@ -86,7 +81,7 @@ class AnswerCounts:
         return text
 
 
-async def answer_text(ask: Ask, request: ChatRequest, counts: AnswerCounts, *, call: str) -> str | None:
+async def answer_text(ask: Ask, request: ChatRequest, call: str, counts: AnswerCounts) -> str | None:
     """The answer to one request, without white space around it, as FastChat keeps it; all that happens is counted.
 
     Returns:
@@ -96,7 +91,7 @@ async def answer_text(ask: Ask, request: ChatRequest, counts: AnswerCounts, *, c
       Stopped: it was not asked any more.
     """
     try:
-        reply = await ask(request, call=call)
+        reply = await ask(request, call)
     except Unanswerable as error:
         counts.num_unanswerable += 1
         counts.why = min(filter(None, (counts.why, str(error))))  # whichever comes first: the order of calls is nothing

@@ -14,8 +14,9 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from zephyr_jax.evaluation.answering import AnswerCounts, Ask, answer_text
+from zephyr_jax.evaluation.answering import AnswerCounts, answer_text
 from zephyr_jax.evaluation.fastchat_files import ModelAnswer, Question
+from zephyr_jax.evaluation.judges import Ask
 from zephyr_jax.judging.protocol import ChatRequest, derived_seed
 from zephyr_jax.records import InputError, Message
 
@@ -101,7 +102,7 @@ class Sitting:
                 if len(answers) < turn - 1:  # the turn before did not come
                     return None
                 call = f"mt_bench answer:{question.question_id}:{choice}:{turn}"
-                text = await answer_text(ask, self.request(question, answers, choice=choice), counts, call=call)
+                text = await answer_text(ask, self.request(question, answers, choice=choice), call, counts)
                 if text is not None:
                     answers.append(text)
                 return text
