@@ -44,7 +44,8 @@ def _run(arguments: argparse.Namespace) -> None:
             raise InputError(f"report: {error}; or do without the page: report=false") from None
     from zephyr_jax.evaluation.asked import folder_of
     from zephyr_jax.evaluation.results import evaluate
-    from zephyr_jax.evaluation.tables import text_of
+    from zephyr_jax.evaluation.tables import blocks_of
+    from zephyr_jax.reporting.blocks import LAYOUT, blocks_text
 
     folder = folder_of(recipe)
     try:
@@ -52,22 +53,24 @@ def _run(arguments: argparse.Namespace) -> None:
     except OSError as error:
         raise InputError(f"output_dir {recipe.output_dir}: cannot be written ({error}); give another one") from error
     results = evaluate(recipe)
-    text = json.dumps(results.as_dict(), ensure_ascii=False, indent=1)
+    blocks = blocks_of(results)
+    content = {"layout": LAYOUT} | results.as_dict() | {"blocks": [block.as_dict() for block in blocks]}
+    text = json.dumps(content, ensure_ascii=False, indent=1)
     written = {"recipe.yaml": evaluation_recipe_to_yaml(recipe), "results.json": text + "\n"}
     if recipe.report:
-        from zephyr_jax.evaluation.report import report_page
+        from zephyr_jax.evaluation.report import results_page
 
-        written["report.html"] = report_page(results)
-    for name, content in written.items():
+        written["report.html"] = results_page(content)
+    for name, written_text in written.items():
         with open_output(folder / name, option="output_dir") as file:
-            file.write(content)
+            file.write(written_text)
     if results.mt_bench and results.mt_bench.judged:
         results.mt_bench.judged.write(folder / "mt_bench")
         written["mt_bench/"] = ""
     if results.alpaca_eval and results.alpaca_eval.judged:
         results.alpaca_eval.judged.write(folder / "alpaca_eval")
         written["alpaca_eval/"] = ""
-    print(text if arguments.json else text_of(results))
+    print(text if arguments.json else blocks_text(blocks))
     print(f"evaluate: {', '.join(written)} in {folder}", file=sys.stderr)
 
 

@@ -1,45 +1,96 @@
-"""The results of an evaluation as text: tables in Markdown, and sentences on what may be said of them."""
+"""The results of an evaluation as blocks of tables, pictures, and sentences on what may be said of them.
+
+The terminal, results.json, and the pages of `evaluate` and `report` show the same blocks (reporting/blocks.py).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from zephyr_jax.evaluation.alpaca_eval import WinRate
+from zephyr_jax.evaluation.mt_bench import CATEGORIES
 from zephyr_jax.evaluation.pairwise import PairResult
 from zephyr_jax.evaluation.published import MT_BENCH
 from zephyr_jax.evaluation.results import AgreementResult, AlpacaEvalResults, MtBenchResults, Results
 from zephyr_jax.evaluation.statistics import Estimate
+from zephyr_jax.reporting.blocks import Block, Intervals, Note, Part, Radar, Row, Sentences, Table
 
-Table = tuple[list[str], list[list[str]]]
+_MODELS_PER_RADAR = 2
 
 
-def text_of(results: Results) -> str:
-    """Everything, for the terminal."""
-    parts = []
+def blocks_of(results: Results) -> list[Block]:
+    """Everything, a block for each kind of result."""
+    blocks = []
     if results.alpaca_eval:
-        parts += ["## AlpacaEval", _markdown(alpaca_eval_table(results.alpaca_eval))]
-        parts += alpaca_eval_sentences(results.alpaca_eval)
+        blocks.append(_alpaca_eval_block(results.alpaca_eval, results.level))
     if results.mt_bench:
-        parts.append("## MT-Bench")
-        if results.mt_bench.scores:
-            parts += [_markdown(mt_bench_table(results.mt_bench)), _markdown(category_table(results.mt_bench))]
-        if results.mt_bench.pairs:
-            parts.append(_markdown(pair_table(results.mt_bench)))
-        parts += mt_bench_sentences(results.mt_bench)
+        blocks.append(_mt_bench_block(results.mt_bench, results.level))
     if results.agreements:
-        parts += ["## Agreement of judges", *(agreement_sentence(result) for result in results.agreements)]
-    return "\n\n".join(parts)
+        note = "A judge is called weak when its agreement is not surely above what looking at nothing would reach."
+        sentences = [agreement_sentence(result) for result in results.agreements]
+        blocks.append(Block("Agreement of judges", [Sentences(sentences), Note(note)]))
+    return blocks
 
 
-def _markdown(table: Table) -> str:
-    head, rows = table
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+def _alpaca_eval_block(results: AlpacaEvalResults, level: float) -> Block:
+    rows = [_row(f"{rate.model}\nagainst {rate.baseline}", rate.estimate, 100.0) for rate in results.win_rates]
+    caption = f"Win rates against the baseline with {level:.0%} intervals; at 50 % the two are even."
+    return Block(
+        "AlpacaEval",
+        [
+            Intervals("Win rates with intervals", "AlpacaEval", "win rate, %", rows, 50, caption),
+            alpaca_eval_table(results),
+            Sentences(alpaca_eval_sentences(results)),
+        ],
+        {
+            f"AlpacaEval: {rate.model} against {rate.baseline}": f"{100 * rate.estimate.mean:.2f} %"
+            for rate in results.win_rates
+        },
+    )
 
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
 
-    return "\n".join([line(head), line(["-" * width for width in widths]), *map(line, rows)])
+def _mt_bench_block(results: MtBenchResults, level: float) -> Block:
+    parts: list[Part] = []
+    if results.scores:
+        rows = [_row(f"{score.model}\nby {score.judge}", score.estimate) for score in results.scores]
+        caption = f"Mean of all gradings with {level:.0%} intervals over the questions."
+        parts += [
+            Intervals("Scores with intervals", "MT-Bench", "score, 1 to 10", rows, None, caption),
+            mt_bench_table(results),
+            *radars(results),
+            category_table(results),
+        ]
+    if results.pairs:
+        parts += [Note("Two answers judged against each other, in both orders:"), pair_table(results)]
+    tiles = {f"MT-Bench: {score.model}, by {score.judge}": f"{score.estimate.mean:.2f}" for score in results.scores}
+    return Block("MT-Bench", [*parts, Sentences(mt_bench_sentences(results))], tiles)
+
+
+def _row(name: str, estimate: Estimate, scale: float = 1.0) -> Row:
+    low, high = (estimate.mean if bound is None else bound for bound in (estimate.low, estimate.high))
+    return name, scale * estimate.mean, scale * low, scale * high
+
+
+def radars(results: MtBenchResults) -> list[Radar]:
+    """A picture for every two models that were graded in all categories, beside what is published for others."""
+    whole = [score for score in results.scores if set(CATEGORIES) <= set(score.categories)]
+    shown = [published for published in MT_BENCH if results.with_published and published.categories]
+    beside = {entry.model: [entry.categories[name] for name in CATEGORIES] for entry in shown}
+    sources = "; ".join(dict.fromkeys(entry.source for entry in shown))
+    pictures = []
+    for start in range(0, len(whole), _MODELS_PER_RADAR):
+        some = whole[start : start + _MODELS_PER_RADAR]
+        names = " and ".join(score.model for score in some)
+        series = {
+            f"{score.model} ({score.estimate.mean:.2f}, by {score.judge})": [
+                score.categories[name].mean for name in CATEGORIES
+            ]
+            for score in some
+        }
+        caption = f"MT-Bench by category, 20 gradings each or as many as could be parsed: {names}"
+        caption += f"; published, as broken lines: {', '.join(beside)} ({sources})." if beside else "."
+        pictures.append(Radar(f"MT-Bench categories of {names}", CATEGORIES, series, beside, 10, caption))
+    return pictures
 
 
 def interval_text(estimate: Estimate, *, scale: float = 1, digits: int = 2) -> str:
@@ -73,7 +124,7 @@ def alpaca_eval_table(results: AlpacaEvalResults) -> Table:
             str(rate.num_unparsed),
             "-" if rate.mean_length is None else str(int(rate.mean_length)),
         ])  # fmt: skip
-    return head, rows
+    return Table(head, rows)
 
 
 def alpaca_eval_sentences(results: AlpacaEvalResults) -> list[str]:
@@ -115,7 +166,7 @@ def mt_bench_table(results: MtBenchResults) -> Table:
         rows += [
             [published.model, "GPT-4", f"{published.score:.2f}", *["-"] * 6, published.source] for published in MT_BENCH
         ]
-    return head, rows
+    return Table(head, rows)
 
 
 def category_table(results: MtBenchResults) -> Table:
@@ -129,7 +180,7 @@ def category_table(results: MtBenchResults) -> Table:
         if published.categories:
             scores = [published.categories.get(name) for name in names]
             rows.append([published.model, *("-" if score is None else f"{score:.2f}" for score in scores)])
-    return ["model", *names], rows
+    return Table(["model", *names], rows)
 
 
 def pair_table(results: MtBenchResults) -> Table:
@@ -145,7 +196,7 @@ def pair_table(results: MtBenchResults) -> Table:
         ]
         for pair in results.pairs
     ]  # fmt: skip
-    return head, rows
+    return Table(head, rows)
 
 
 def mt_bench_sentences(results: MtBenchResults) -> list[str]:
