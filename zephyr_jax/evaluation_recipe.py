@@ -99,6 +99,7 @@ class AlpacaJudgingOptions(Options):
       judge: the model of `models` that judges.
       replay: instead, files of one judge's annotations with their raw_completion; a pair that is not in them stays
         unjudged.
+      system_as: user: the prompt's system message goes before the user's text, for chat templates that know none.
       temperature: of the judge's first try.
       max_tries: rankings asked for until one can be read.
     """
@@ -109,6 +110,7 @@ class AlpacaJudgingOptions(Options):
     reading: Literal["ranking", "logprobs"]
     judge: Text | None = None
     replay: Files | None = None
+    system_as: Literal["system", "user"] = "system"
     temperature: Temperature = 0.0
     max_tries: Count = 2
 
@@ -148,6 +150,7 @@ class BenchJudgingOptions(Options):
       judge: the model of `models` that judges.
       replay: instead, files of one judge's judgments; an answer whose very prompt is not in them stays without one.
       mode: single: each answer is graded; pair: two models' answers are compared in both orders.
+      system_as: user: the prompt's system message goes before the user's text, for chat templates that know none.
       temperature: of the judge's first try, as FastChat has it; at 0 a model in this process repeats itself.
       max_tokens: of a judgment.
       max_tries: judgments asked for until one can be parsed.
@@ -160,6 +163,7 @@ class BenchJudgingOptions(Options):
     judge: Text | None = None
     replay: Files | None = None
     mode: Literal["single", "pair"] = "single"
+    system_as: Literal["system", "user"] = "system"
     temperature: Temperature = 0.0
     max_tokens: Count = 2048
     max_tries: Count = 2

@@ -44,6 +44,7 @@ class StubServer:
       calls: what came, as the bodies' digests -> how often.
       spread: share of the latency by which it differs from request to request, up or down.
       most_in_flight: requests at the same time.
+      likely: given: the likely first tokens with their log-probabilities, for requests that want some.
       faults: called with the number of the request, from 0; a word for what to do instead of answering, or None.
     """
 
@@ -55,10 +56,11 @@ class StubServer:
         answer: Callable[[Body], str] = plain_answer,
         faults: Callable[[int], str | None] = lambda number: None,
         finish_reason: Callable[[Body], str] = lambda body: "stop",
+        likely: Callable[[Body], dict[str, float]] | None = None,
     ):
         self.spread = spread
         self.latency, self.answer, self.faults = latency, answer, faults
-        self.finish_reason = finish_reason
+        self.finish_reason, self.likely = finish_reason, likely
         self.calls: collections.Counter[int] = collections.Counter()
         self.bodies: list[Body] = []
         self.headers: list[dict[str, str]] = []
@@ -127,6 +129,9 @@ class StubServer:
         text = self.answer(body)
         choice = {"index": 0, "message": {"role": "assistant", "content": text}}
         choice["finish_reason"] = self.finish_reason(body)
+        if body.get("logprobs") and self.likely is not None:
+            listed = [{"token": token, "logprob": value} for token, value in self.likely(body).items()]
+            choice["logprobs"] = {"content": [{"token": text, "logprob": 0.0, "top_logprobs": listed}]}
         usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
         whole = json.dumps({"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]})
         whole = json.dumps(json.loads(whole) | {"usage": usage})

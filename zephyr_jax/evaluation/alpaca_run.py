@@ -78,7 +78,7 @@ async def judge_outputs(options: AlpacaJudgingOptions, session: Session, *, seed
         judge = StoredJudge(*_replayed(options.replay, prompt))
     else:
         assert options.judge is not None
-        judge = LiveJudge(session, options.judge)
+        judge = LiveJudge(session, options.judge, system_as=options.system_as)
     annotator = Annotator(judge.name, prompt, options.reading, options.temperature, options.max_tries, seed)
     results = await judge.run("alpaca_eval judging", annotator.jobs(pairs, judge.ask))
     rows = tuple(row for row in results if row is not None)
@@ -88,7 +88,9 @@ async def judge_outputs(options: AlpacaJudgingOptions, session: Session, *, seed
             "pairs; wanted annotations of these outputs against this baseline"
         )
     if not rows:
-        raise Unfinished(f"alpaca_eval.judging: {judge.name} gave no answer on any of the {len(pairs)} pairs")
+        raise Unfinished(
+            f"alpaca_eval.judging: {judge.name} gave no answer on any of the {len(pairs)} pairs (above: why)"
+        )
     return JudgedOutputs(rows, len(results) - len(rows))
 
 

@@ -78,7 +78,7 @@ async def judge_bench(
         judge = StoredJudge(*_replayed(options.replay))
     else:
         assert options.judge is not None
-        judge = LiveJudge(session, options.judge)
+        judge = LiveJudge(session, options.judge, system_as=options.system_as)
     references = read_answers([options.references]) if options.references else []
     bench = Bench(
         questions=questions,
@@ -122,7 +122,9 @@ async def judge_bench(
             f"with these prompts in mode {options.mode}"
         )
     if not judged.gradings and not judged.pairs:
-        raise Unfinished(f"mt_bench.judging: {judge.name} gave no answer on any of {judged.num_unanswered} items")
+        raise Unfinished(
+            f"mt_bench.judging: {judge.name} gave no answer on any of {judged.num_unanswered} items (above: why)"
+        )
     return judged
 
 

@@ -5,13 +5,15 @@ Not here: what they are shown, and how their words are read (bench_judging.py, a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from zephyr_jax.judging.calls import run_jobs
 from zephyr_jax.judging.protocol import ChatRequest, Reply, Stop
 from zephyr_jax.judging.replay import ReplayJudge
 from zephyr_jax.judging.session import Session
+from zephyr_jax.records import Message
 
 T = TypeVar("T")
 # Answers a request; the text says what it is for, to people who read the journal.
@@ -35,18 +37,37 @@ class Judge(Protocol):
 class LiveJudge:
     """A Judge that is a model of the recipe, asked through the run's session: journal, budget, progress bar."""
 
-    def __init__(self, session: Session, name: str):
-        """Raises InputError where the model cannot be opened."""
+    def __init__(self, session: Session, name: str, *, system_as: Literal["system", "user"] = "system"):
+        """Opens the model.
+
+        Args:
+          session: of the run.
+          name: the model's in the recipe.
+          system_as: user: a system message goes before the user's text, for chat templates that know none.
+
+        Raises:
+          InputError: it cannot be opened.
+        """
         self.name, self._session, self._caller = name, session, session.caller(name)
+        self._system_as = system_as
 
     async def ask(self, request: ChatRequest, call: str) -> Reply:
         """See Judge."""
+        if self._system_as == "user":
+            request = dataclasses.replace(request, messages=_with_system_in_first_turn(request.messages))
         return await self._caller.ask(request, call=call)
 
     async def run(self, title: str, jobs: Sequence[Callable[[], Awaitable[T | None]]]) -> list[T | None]:
         """See Judge; raises what Session.run_jobs does."""
         found: dict[int, Any] = await self._session.run_jobs(title, {self._caller: list(enumerate(jobs))})
         return [found[index] for index in range(len(jobs))]
+
+
+def _with_system_in_first_turn(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    if messages[0]["role"] != "system":
+        return messages
+    text = "\n\n".join(message["content"] for message in messages[:2])
+    return {"role": messages[1]["role"], "content": text}, *messages[2:]
 
 
 class StoredJudge:

@@ -134,7 +134,8 @@ class Session:
 
     def _say_what_happened(self) -> None:
         """The table of this sitting, on stderr and as a line of the log."""
-        asked = {name: tally for name, tally in self.respondents.tallies.items() if tally.kept or tally.tries}
+        tallies = self.respondents.tallies.items()
+        asked = {name: tally for name, tally in tallies if tally.kept or tally.tries or tally.failed}
         if not asked:
             return
         print(tallies_table(asked), file=sys.stderr)

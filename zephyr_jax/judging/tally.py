@@ -104,7 +104,7 @@ def tallies_table(tallies: Mapping[str, Tally]) -> str:
             f"{tally.prompt_tokens:>12,}{tally.completion_tokens:>11,}{tally.mean_in_flight():>11.1f}"
         )
         lines += [
-            f"  {kind:<27}{count:>12,}  {' '.join(tally.examples[kind].split())[:120]}"
+            f"  {kind:<27}{count:>12,}  {' '.join(tally.examples[kind].split())[:300]}"
             for kind, count in sorted(tally.troubles.items())
         ]
     return "\n".join(lines)
