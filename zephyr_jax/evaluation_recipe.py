@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from zephyr_jax import recipe_file, yaml_nodes
-from zephyr_jax.recipe import Count, Flag, FolderName, Options, Seed, Text
+from zephyr_jax.recipe import Count, Flag, FolderName, Options, Seed, Share, Text
 from zephyr_jax.respondent_options import Budget, Calls, ModelOptions, Temperature, models_as_tree
 
 
@@ -22,8 +22,15 @@ def _several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-Files = Annotated[tuple[Text, ...], BeforeValidator(_several), Field(min_length=1)]
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError(f"got {', '.join(names)}, wanted each once")
+    return names
 
+
+Files = Annotated[tuple[Text, ...], BeforeValidator(_several), Field(min_length=1)]
+Names = Annotated[tuple[Text, ...], BeforeValidator(_several), Field(min_length=1), AfterValidator(_each_once)]
+_NOTHING_TO_JUDGE = "got none, wanted files, or the block answering, whose answers are then judged"
 
 # FastChat's, by MT-Bench's categories.
 BENCH_TEMPERATURES = {
@@ -88,11 +95,30 @@ def _one_judge(options: Any) -> list[tuple[str, str]]:
     return [("", f"got {got}, wanted one of judge (a name of models) and replay (files of a judge's stored judgments)")]
 
 
+class AlpacaAnsweringOptions(Options):
+    """Having models answer instructions; the defaults are those of Zephyr's published outputs.
+
+    Attributes:
+      models: names of `models`, which stand in the rows.
+      instructions: rows with `instruction` and `dataset`, as alpaca_eval's set has them.
+      limit: the first so many of them; null: all.
+      max_new_tokens: of an output; a longer one is cut there and counted.
+      temperature: 0 is greedy.
+    """
+
+    models: Names
+    instructions: Text
+    limit: Count | None = None
+    max_new_tokens: Count = 2048
+    temperature: Temperature = 0.7
+    top_p: Share = 1.0
+
+
 class AlpacaJudgingOptions(Options):
     """Judging outputs, by a model or by a judge that says again what is stored of it.
 
     Attributes:
-      outputs: a file a model, in AlpacaEval's format.
+      outputs: a file a model, in AlpacaEval's format; beside those that were just given, where models answer.
       baseline: the file of whom they are judged against.
       prompt: the judge's prompt, in ChatML with {instruction}, {output_1} and {output_2}.
       reading: ranking (AlpacaEval 1) or logprobs (AlpacaEval 2).
@@ -104,7 +130,7 @@ class AlpacaJudgingOptions(Options):
       max_tries: rankings asked for until one can be read.
     """
 
-    outputs: Files
+    outputs: Files | None = None
     baseline: Text
     prompt: Text
     reading: Literal["ranking", "logprobs"]
@@ -125,26 +151,46 @@ class AlpacaEvalOptions(Options):
 
     Attributes:
       annotations: files of annotations, in AlpacaEval's format.
+      answering: has models answer; the outputs are written beside the results.
       judging: has outputs judged; the annotations are written beside the results.
       length_control: null: plain win rates only.
     """
 
     annotations: Files | None = None
+    answering: AlpacaAnsweringOptions | None = None
     judging: AlpacaJudgingOptions | None = None
     length_control: LengthControlOptions | None = None
 
     @model_validator(mode="after")
     def _check(self) -> AlpacaEvalOptions:
-        if self.annotations is None and self.judging is None:
-            recipe_file.raise_problems([("", "has neither annotations nor judging; wanted at least one")])
+        if self.annotations is None and self.judging is None and self.answering is None:
+            recipe_file.raise_problems([("", "has neither annotations nor judging nor answering; wanted at least one")])
+        if self.judging is not None and self.judging.outputs is None and self.answering is None:
+            recipe_file.raise_problems([("judging.outputs", _NOTHING_TO_JUDGE)])
         return self
+
+
+class BenchAnsweringOptions(Options):
+    """Having models answer MT-Bench's questions, each later turn after their own answers.
+
+    Attributes:
+      models: names of `models`, which stand in the rows.
+      max_new_tokens: of an answer; a longer one is cut there and counted.
+      choices: answers to every question; the first is judged, as in FastChat.
+      temperatures: by category; FastChat's. A question's own goes first, and a category that is not here has 0.7.
+    """
+
+    models: Names
+    max_new_tokens: Count = 1024
+    choices: Count = 1
+    temperatures: dict[str, Temperature] = Field(default_factory=lambda: dict(BENCH_TEMPERATURES))
 
 
 class BenchJudgingOptions(Options):
     """Judging answers, by a model or by a judge that says again what is stored of it.
 
     Attributes:
-      answers: files of answers, in FastChat's format.
+      answers: files of answers, in FastChat's format; beside those that were just given, where models answer.
       prompts: FastChat's judge_prompts.jsonl.
       references: answers that math, reasoning and coding are judged beside, in FastChat's format.
       judge: the model of `models` that judges.
@@ -157,7 +203,7 @@ class BenchJudgingOptions(Options):
       repetitions: how often each answer is graded, to see the judge's spread; pairs are judged once.
     """
 
-    answers: Files
+    answers: Files | None = None
     prompts: Text
     references: Text | None = None
     judge: Text | None = None
@@ -182,21 +228,33 @@ class MtBenchOptions(Options):
     """MT-Bench from judgments, stored ones or those of a judge, or both.
 
     Attributes:
-      questions: FastChat's question.jsonl: the categories.
+      questions: FastChat's question.jsonl: a file, or another source of its rows.
+      limit: so many of them are answered and judged, the first of every category, then the second ...; null: all.
+      question_ids: instead, these are.
       judgments: files of gradings and pairs, in FastChat's format.
+      answering: has models answer; the answers are written beside the results.
       judging: has answers judged; they and the judgments are written beside the results.
       published: show published models beside ours.
     """
 
     questions: Text
+    limit: Count | None = None
+    question_ids: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
     judgments: Files | None = None
+    answering: BenchAnsweringOptions | None = None
     judging: BenchJudgingOptions | None = None
     published: Flag = True
 
     @model_validator(mode="after")
     def _check(self) -> MtBenchOptions:
-        if self.judgments is None and self.judging is None:
-            recipe_file.raise_problems([("", "has neither judgments nor judging; wanted at least one")])
+        problems = []
+        if self.judgments is None and self.judging is None and self.answering is None:
+            problems.append(("", "has neither judgments nor judging nor answering; wanted at least one"))
+        if self.judging is not None and self.judging.answers is None and self.answering is None:
+            problems.append(("judging.answers", _NOTHING_TO_JUDGE))
+        if self.limit is not None and self.question_ids is not None:
+            problems.append(("limit", f"got {self.limit} beside question_ids; wanted one of them"))
+        recipe_file.raise_problems(problems)
         return self
 
 
@@ -218,7 +276,7 @@ class EvaluationRecipe(Options):
     Attributes:
       seed: of intervals and p-values, and of what is drawn in asking models.
       report: write report.html too, which needs matplotlib (extra [report]).
-      models: name -> model; who judges. The name stands in the rows.
+      models: name -> model; who answers and who judges. The name stands in the rows.
     """
 
     name: FolderName
@@ -239,7 +297,7 @@ class EvaluationRecipe(Options):
         recipe_file.raise_problems(
             [
                 (key, f"got {name!r}, wanted one of models ({known})")
-                for key, name in self._named_models().items()
+                for key, name in self._named_models()
                 if name not in self.models
             ]
         )
@@ -249,18 +307,20 @@ class EvaluationRecipe(Options):
             )
         return self
 
-    def _named_models(self) -> dict[str, str]:
-        """Key -> the model that it names."""
-        found = {}
+    def _named_models(self) -> list[tuple[str, str]]:
+        """Key, and the model that it names."""
+        found = []
         for block in ("alpaca_eval", "mt_bench"):
             options = getattr(self, block)
+            if options and options.answering:
+                found += [(f"{block}.answering.models", name) for name in options.answering.models]
             if options and options.judging and options.judging.judge is not None:
-                found[f"{block}.judging.judge"] = options.judging.judge
+                found.append((f"{block}.judging.judge", options.judging.judge))
         return found
 
     def asked_models(self) -> set[str]:
         """The names of those models that are asked anything."""
-        return set(self._named_models().values())
+        return {name for _, name in self._named_models()}
 
 
 def load_evaluation_recipe(path: str | Path, overrides: Sequence[str] = ()) -> EvaluationRecipe:

@@ -32,7 +32,7 @@ ANSWERS = {1: ["ours {1}", "ours 2"], 2: ["two", "four"]}
 
 def _bench(*questions: Question, **options) -> Bench:
     prompts = {name: JudgePrompt(name, "system", text, "file:1") for name, text in TEMPLATES.items()}
-    return Bench(questions, prompts, {2: ["2", "4"]}, "judge", clock=lambda: 7.0, **options)
+    return Bench(questions, prompts, {2: ["2", "4"]}, "judge", **options)
 
 
 class Judge:
@@ -67,10 +67,10 @@ def test_turns_and_references_are_shown_as_in_fastchat() -> None:
     assert {request.messages[0]["content"] for request in judge.asked} == {"system"}
     assert {request.temperature for request in judge.asked} == {0.0}
     assert [(row.template, row.turn, row.score, row.tstamp) for row in rows] == [
-        ("single-v1", 1, 5, 7.0),
-        ("single-v1-multi-turn", 2, 5, 7.0),
-        ("single-math-v1", 1, 5, 7.0),
-        ("single-math-v1-multi-turn", 2, 5, 7.0),
+        ("single-v1", 1, 5, 0),
+        ("single-v1-multi-turn", 2, 5, 0),
+        ("single-math-v1", 1, 5, 0),
+        ("single-math-v1-multi-turn", 2, 5, 0),
     ]
     assert prompt_name("pair", "coding", 2) == "pair-math-v1-multi-turn"
 

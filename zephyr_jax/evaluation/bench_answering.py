@@ -15,16 +15,13 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from zephyr_jax.evaluation.answering import AnswerCounts, answer_text
-from zephyr_jax.evaluation.fastchat_files import ModelAnswer, Question
+from zephyr_jax.evaluation.fastchat_files import NO_TIME, ModelAnswer, Question
 from zephyr_jax.evaluation.judges import Ask
 from zephyr_jax.judging.protocol import ChatRequest, derived_seed
 from zephyr_jax.records import InputError, Message
 
 OTHER_TEMPERATURE = 0.7  # of a category that no temperature is given for, as in FastChat
 ANSWER_ID_CHARACTERS = 22  # as many as FastChat's own have
-# Rows do not hang on when they were made, so that a resumed run writes the very files of an untouched one; FastChat's
-# scripts and viewers do not look at it, and the journal of calls knows what each answer took.
-NO_TIME = 0.0
 TurnKey = tuple[int, int, int]  # turn from 1, question_id, choice from 0
 
 

@@ -7,11 +7,10 @@ with the score -1 (a verdict with `error`), so that it is counted and dropped. W
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from zephyr_jax.evaluation.bench_prompts import WITH_REFERENCE, JudgePrompt, Mode, judge_messages, prompt_name
-from zephyr_jax.evaluation.fastchat_files import UNPARSED, Grading, ModelAnswer, PairJudgment, Question
+from zephyr_jax.evaluation.fastchat_files import NO_TIME, UNPARSED, Grading, ModelAnswer, PairJudgment, Question
 from zephyr_jax.evaluation.judges import Ask
 from zephyr_jax.evaluation.mt_bench import parse_rating
 from zephyr_jax.evaluation.pairwise import parse_verdict
@@ -36,7 +35,6 @@ class Bench:
       max_tokens: of a judgment.
       max_tries: judgments asked for until one can be parsed.
       seed: of the run.
-      clock: seconds since 1970.
     """
 
     questions: Sequence[Question]
@@ -47,7 +45,6 @@ class Bench:
     max_tokens: int = 2048
     max_tries: int = 2
     seed: int = 42
-    clock: Callable[[], float] = time.time
 
     def messages(
         self, mode: Mode, question: Question, answers: Sequence[Sequence[str]], turn: int
@@ -97,7 +94,7 @@ def grading_jobs(
                 return None
             return Grading(
                 question.question_id, model, bench.judge, name, messages[-1]["content"], judgment,
-                parse_rating(judgment), turn, bench.clock(),
+                parse_rating(judgment), turn, NO_TIME,
             )  # fmt: skip
 
         return run
@@ -129,7 +126,7 @@ def pair_jobs(
                 judgments.append(judgment)
             return PairJudgment(
                 question.question_id, *models, bench.judge, name, (verdicts[0], verdicts[1]), (prompts[0], prompts[1]),
-                (judgments[0], judgments[1]), turn, bench.clock(),
+                (judgments[0], judgments[1]), turn, NO_TIME,
             )  # fmt: skip
 
         return run

@@ -16,6 +16,9 @@ from zephyr_jax.evaluation.stored_rows import field, number_or_none, read_rows
 from zephyr_jax.records import InputError
 
 UNPARSED = -1  # the score of a judgment without a rating
+# Rows that are made here do not hang on when they were: a resumed run writes the very files of an untouched one, and a
+# finished one the same files again. FastChat's scripts and viewers do not look at it; the log of sessions has times.
+NO_TIME = 0.0
 VERDICTS = ("model_1", "model_2", "tie", "error")
 
 
