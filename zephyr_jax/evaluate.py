@@ -1,8 +1,8 @@
 """Scores of chat models with how sure they are: AlpacaEval 1 and 2, MT-Bench, and how far their judges agree.
 
-From stored annotations and judgments, or by a judge that is asked now: each of its answers is kept as it comes, so
-that a run that was stopped goes on. Writes OUTPUT_DIR/NAME/evaluation/{recipe.yaml,results.json,report.html}, and
-mt_bench/, alpaca_eval/ in FastChat's and AlpacaEval's formats where answers are judged.
+From stored annotations and judgments, or by models that answer and a judge that is asked now: each answer is kept as it
+comes, so that a run that was stopped goes on. Writes OUTPUT_DIR/NAME/evaluation/{recipe.yaml,results.json,report.html},
+and mt_bench/, alpaca_eval/ in FastChat's and AlpacaEval's formats where models answer or judge.
 
     python -m zephyr_jax.evaluate --config configs/evaluation/published.yaml
 """
@@ -23,10 +23,10 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m zephyr_jax.evaluate",
-        description="MT-Bench, AlpacaEval and the agreement of judges, from stored judgments or by a judge that is "
-        "asked now (each answer is kept; started again, it goes on): tables on stdout, results and a report in "
-        "OUTPUT_DIR/NAME/evaluation.",
-        epilog="example: python -m zephyr_jax.evaluate --config configs/evaluation/published.yaml seed=1",
+        description="MT-Bench, AlpacaEval and the agreement of judges, from stored judgments or by models that "
+        "answer and a judge that is asked now (each answer is kept; started again, it goes on): tables on stdout, "
+        "results and a report in OUTPUT_DIR/NAME/evaluation.",
+        epilog="example: python -m zephyr_jax.evaluate --config configs/evaluation/smollm2.yaml mt_bench.limit=8",
     )
     add_recipe_arguments(parser)
     parser.add_argument("--json", action="store_true", help="results.json on stdout in place of the tables")
@@ -64,14 +64,9 @@ def _run(arguments: argparse.Namespace) -> None:
     for name, written_text in written.items():
         with open_output(folder / name, option="output_dir") as file:
             file.write(written_text)
-    if results.mt_bench and results.mt_bench.judged:
-        results.mt_bench.judged.write(folder / "mt_bench")
-        written["mt_bench/"] = ""
-    if results.alpaca_eval and results.alpaca_eval.judged:
-        results.alpaca_eval.judged.write(folder / "alpaca_eval")
-        written["alpaca_eval/"] = ""
     print(text if arguments.json else blocks_text(blocks))
-    print(f"evaluate: {', '.join(written)} in {folder}", file=sys.stderr)
+    asked = [f"{name}/" for name in ("mt_bench", "alpaca_eval") if (folder / name).is_dir()]
+    print(f"evaluate: {', '.join([*written, *asked])} in {folder}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -60,8 +60,10 @@ class JudgedOutputs:
             partial.replace(place / "annotations.json")
 
 
-async def judge_outputs(options: AlpacaJudgingOptions, session: Session, *, seed: int) -> JudgedOutputs:
-    """Has all outputs judged.
+async def judge_outputs(
+    options: AlpacaJudgingOptions, session: Session, *, seed: int, answered: Sequence[Sequence[Output]] = ()
+) -> JudgedOutputs:
+    """Has all outputs judged, those of the files and those that were just given.
 
     Raises:
       InputError: a file cannot be used, the model cannot be opened, or nothing is stored of any of them.
@@ -72,7 +74,14 @@ async def judge_outputs(options: AlpacaJudgingOptions, session: Session, *, seed
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"alpaca_eval.judging.prompt {options.prompt}: cannot be read ({error})") from error
     baseline = read_outputs(options.baseline)
-    pairs = [pair for source in options.outputs for pair in pair_outputs(baseline, read_outputs(source))]
+    outputs = [*(read_outputs(source) for source in options.outputs or ()), *answered]
+    names = [some[0].generator for some in outputs]
+    if len(set(names)) < len(names):
+        raise InputError(
+            f"alpaca_eval.judging.outputs: got outputs of {', '.join(names)}, the answering models' included; wanted "
+            "each name once"
+        )
+    pairs = [pair for some in outputs for pair in pair_outputs(baseline, some)]
     judge: Judge
     if options.replay is not None:
         judge = StoredJudge(*_replayed(options.replay, prompt))

@@ -82,9 +82,7 @@ async def answer_bench(
     return AnsweredBench(tuple(answers), tuple(counts))
 
 
-async def answer_instructions(
-    options: AlpacaAnsweringOptions, session: Session, *, seed: int
-) -> AnsweredInstructions:
+async def answer_instructions(options: AlpacaAnsweringOptions, session: Session, *, seed: int) -> AnsweredInstructions:
     """Has all models answer the instructions.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from zephyr_jax.evaluation.fastchat_files import (
     ModelAnswer,
     PairJudgment,
     Question,
+    file_name,
     read_answers,
     read_judgments,
     write_rows,
@@ -48,26 +48,34 @@ class JudgedBench:
         """Writes model_answer/ and model_judgment/ as FastChat's scripts and viewers read them."""
         for model in dict.fromkeys(answer.model for answer in self.answers):
             rows = [answer for answer in self.answers if answer.model == model]
-            write_rows(folder / "model_answer" / f"{_file_name(model)}.jsonl", rows)
+            write_rows(folder / "model_answer" / f"{file_name(model)}.jsonl", rows)
         for kind, judgments in (("single", self.gradings), ("pair", self.pairs)):
             if judgments:
-                write_rows(folder / "model_judgment" / f"{_file_name(self.judge)}_{kind}.jsonl", judgments)
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name)
+                write_rows(folder / "model_judgment" / f"{file_name(self.judge)}_{kind}.jsonl", judgments)
 
 
 async def judge_bench(
-    options: BenchJudgingOptions, questions: Sequence[Question], session: Session, *, seed: int
+    options: BenchJudgingOptions,
+    questions: Sequence[Question],
+    session: Session,
+    *,
+    seed: int,
+    answered: Sequence[ModelAnswer] = (),
 ) -> JudgedBench:
-    """Has all answers judged.
+    """Has all answers judged, those of the files and those that were just given.
 
     Raises:
       InputError: a file cannot be used, an answer is missing, the model cannot be opened, or nothing is stored of any.
       Unfinished: the model has answered nothing, or the budget is spent.
     """
-    answers = read_answers(options.answers)
+    answers = read_answers(options.answers or ())
+    for name in dict.fromkeys(answer.model for answer in answered):
+        if any(answer.model == name for answer in answers):
+            raise InputError(
+                f"mt_bench.judging.answers: has answers of {name}, which is also a model that answers; wanted another "
+                "name of the one in models"
+            )
+    answers += answered
     models = list(dict.fromkeys(answer.model for answer in answers))
     if options.mode == "pair" and len(models) < 2:
         raise InputError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -284,6 +285,11 @@ def _judge(row: Mapping[str, Any], location: str, wanted: str) -> tuple[str, str
     if len(judge) != 2 or not all(isinstance(part, str) for part in judge):
         raise InputError(f"{location}: 'judge' is {judge!r}; wanted [name, prompt], as in {wanted}")
     return judge[0], judge[1]
+
+
+def file_name(name: str) -> str:
+    """A model's or judge's name as that of a file."""
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 class _Row(Protocol):

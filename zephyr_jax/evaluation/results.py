@@ -9,7 +9,8 @@ from typing import Any
 from zephyr_jax.evaluation import alpaca_eval, mt_bench, pairwise
 from zephyr_jax.evaluation.agreement import GradingAgreement, VerdictAgreement, agreement, read_judge
 from zephyr_jax.evaluation.alpaca_run import JudgedOutputs
-from zephyr_jax.evaluation.asked import ask_models
+from zephyr_jax.evaluation.answering import AnswerCounts
+from zephyr_jax.evaluation.asked import Asked, ask_models
 from zephyr_jax.evaluation.bench_run import JudgedBench
 from zephyr_jax.evaluation.fastchat_files import read_judgments, read_questions
 from zephyr_jax.evaluation.length_control import LengthControlled, length_controlled_win_rate, read_length_data
@@ -26,6 +27,7 @@ class AlpacaEvalResults:
     length_controlled: tuple[LengthControlled | None, ...]
     comparisons: tuple[Comparison, ...]
     judged: JudgedOutputs | None = None
+    answering: tuple[AnswerCounts, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -36,6 +38,7 @@ class AlpacaEvalResults:
             ],
             "comparisons": [comparison.as_dict() for comparison in self.comparisons],
             "num_unanswered": self.judged.num_unanswered if self.judged else 0,
+            "answering": [counts.as_dict() for counts in self.answering],
         }
 
 
@@ -48,6 +51,7 @@ class MtBenchResults:
     pairs: tuple[pairwise.PairResult, ...]
     with_published: bool
     judged: JudgedBench | None = None
+    answering: tuple[AnswerCounts, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -56,6 +60,7 @@ class MtBenchResults:
             "comparisons": [comparison.as_dict() for comparison in self.comparisons],
             "pairs": [pair.as_dict() for pair in self.pairs],
             "num_unanswered": self.judged.num_unanswered if self.judged else 0,
+            "answering": [counts.as_dict() for counts in self.answering],
         }
 
 
@@ -105,7 +110,7 @@ class Results:
 
 
 def evaluate(recipe: EvaluationRecipe) -> Results:
-    """Has judged what the recipe has judged, and computes everything from that and from the files that it names.
+    """Has answered and judged what the recipe has, and computes everything from that and from the files that it names.
 
     Raises:
       InputError: a file cannot be used, or has nothing to score.
@@ -116,17 +121,20 @@ def evaluate(recipe: EvaluationRecipe) -> Results:
     return Results(
         name=recipe.name,
         level=sampling.level,
-        alpaca_eval=_alpaca_eval(recipe.alpaca_eval, asked.outputs, sampling) if recipe.alpaca_eval else None,
-        mt_bench=_mt_bench(recipe.mt_bench, asked.bench, sampling) if recipe.mt_bench else None,
+        alpaca_eval=_alpaca_eval(recipe.alpaca_eval, asked, sampling) if recipe.alpaca_eval else None,
+        mt_bench=_mt_bench(recipe.mt_bench, asked, sampling) if recipe.mt_bench else None,
         agreements=tuple(agreement_result(options, sampling=sampling) for options in recipe.agreement),
     )
 
 
-def _alpaca_eval(options: AlpacaEvalOptions, judged: JudgedOutputs | None, sampling: Sampling) -> AlpacaEvalResults:
+def _alpaca_eval(options: AlpacaEvalOptions, asked: Asked, sampling: Sampling) -> AlpacaEvalResults:
+    judged, answered = asked.outputs, asked.answered_instructions
     control = options.length_control
     data = read_length_data(control.file, control.glm) if control else None
     annotations = alpaca_eval.read_annotations(options.annotations or ())
     contests = alpaca_eval.by_contest([*annotations, *(judged.annotations() if judged else ())])
+    for key in [key for key, rows in contests.items() if judged and not alpaca_eval.scores_by_instruction(rows)]:
+        del contests[key]  # a judge was asked just now, and nothing that it said could be read: said beside the table
     rates = tuple(alpaca_eval.win_rate(rows, sampling=sampling) for rows in contests.values())
     controlled = [
         length_controlled_win_rate(rows, data, glm=control.glm, sampling=sampling) if control and data else None
@@ -140,10 +148,17 @@ def _alpaca_eval(options: AlpacaEvalOptions, judged: JudgedOutputs | None, sampl
                 for rows in (first_rows, second_rows)
             ]
             comparisons.append(compare((first[0], scores[0]), (second[0], scores[1]), sampling=sampling))
-    return AlpacaEvalResults(rates, tuple(controlled), tuple(found for found in comparisons if found), judged)
+    return AlpacaEvalResults(
+        win_rates=rates,
+        length_controlled=tuple(controlled),
+        comparisons=tuple(found for found in comparisons if found),
+        judged=judged,
+        answering=answered.counts if answered else (),
+    )
 
 
-def _mt_bench(options: MtBenchOptions, judged: JudgedBench | None, sampling: Sampling) -> MtBenchResults:
+def _mt_bench(options: MtBenchOptions, asked: Asked, sampling: Sampling) -> MtBenchResults:
+    judged, answered = asked.bench, asked.answered_bench
     questions = read_questions(options.questions)
     category_of = {question.question_id: question.category for question in questions}
     gradings, pairs = read_judgments(options.judgments or ())
@@ -156,7 +171,7 @@ def _mt_bench(options: MtBenchOptions, judged: JudgedBench | None, sampling: Sam
     }
     compared = [pairwise.pair_result(rows, sampling=sampling) for rows in pairwise.by_contest(pairs).values()]
     results = tuple(result for result in compared if result)
-    if not graded and not results:
+    if not graded and not results and not judged and not answered:
         raise InputError(
             f"mt_bench {', '.join(options.judgments or ())}: none of the {len(gradings)} gradings has a rating, "
             f"and none of the {len(pairs)} pairs two verdicts; wanted some that could be parsed"
@@ -176,6 +191,7 @@ def _mt_bench(options: MtBenchOptions, judged: JudgedBench | None, sampling: Sam
         pairs=results,
         with_published=options.published,
         judged=judged,
+        answering=answered.counts if answered else (),
     )
 
 

@@ -5,6 +5,7 @@ The terminal, results.json, and the pages of `evaluate` and `report` show the sa
 
 from __future__ import annotations
 
+import collections
 from pathlib import Path
 
 from zephyr_jax.evaluation.alpaca_eval import WinRate
@@ -35,13 +36,13 @@ def blocks_of(results: Results) -> list[Block]:
 def _alpaca_eval_block(results: AlpacaEvalResults, level: float) -> Block:
     rows = [_row(f"{rate.model}\nagainst {rate.baseline}", rate.estimate, 100.0) for rate in results.win_rates]
     caption = f"Win rates against the baseline with {level:.0%} intervals; at 50 % the two are even."
+    scores: list[Part] = [
+        Intervals("Win rates with intervals", "AlpacaEval", "win rate, %", rows, 50, caption),
+        alpaca_eval_table(results),
+    ]
     return Block(
         "AlpacaEval",
-        [
-            Intervals("Win rates with intervals", "AlpacaEval", "win rate, %", rows, 50, caption),
-            alpaca_eval_table(results),
-            Sentences(alpaca_eval_sentences(results)),
-        ],
+        [*(scores if rows else []), Sentences(alpaca_eval_sentences(results))],
         {
             f"AlpacaEval: {rate.model} against {rate.baseline}": f"{100 * rate.estimate.mean:.2f} %"
             for rate in results.win_rates
@@ -130,7 +131,17 @@ def alpaca_eval_table(results: AlpacaEvalResults) -> Table:
 def alpaca_eval_sentences(results: AlpacaEvalResults) -> list[str]:
     """What may be said of the win rates."""
     missing = results.judged.num_unanswered if results.judged else 0
+    judged = results.judged.rows if results.judged else ()
+    unread = collections.Counter((row["annotator"], row["generator_2"]) for row in judged)
+    for row in judged:
+        if row["preference"] is not None:
+            unread.pop((row["annotator"], row["generator_2"]), None)
     return [
+        *(f"{counts.sentence()}." for counts in results.answering),
+        *(
+            f"Nothing that {judge} said of {count} outputs of {model} could be read: they have no win rate by it."
+            for (judge, model), count in unread.items()
+        ),
         *([f"The judge gave no judgment at all on {missing} pairs that it was asked about."] if missing else []),
         *(_contest_sentence(rate) for rate in results.win_rates),
         *(f"{comparison.sentence('instructions')}, in points of win rate." for comparison in results.comparisons),
@@ -201,7 +212,15 @@ def pair_table(results: MtBenchResults) -> Table:
 
 def mt_bench_sentences(results: MtBenchResults) -> list[str]:
     """What may be said of the scores."""
-    sentences = [f"{comparison.sentence('questions')}." for comparison in results.comparisons]
+    sentences = [f"{counts.sentence()}." for counts in results.answering]
+    sentences += [f"{comparison.sentence('questions')}." for comparison in results.comparisons]
+    graded = {(score.judge, score.model) for score in results.scores}
+    unread = collections.Counter((row.judge, row.model) for row in (results.judged.gradings if results.judged else ()))
+    sentences += [
+        f"{judge} gave no rating for any of {count} answers of {model}: it has no score by it."
+        for (judge, model), count in unread.items()
+        if (judge, model) not in graded
+    ]
     for score in results.scores:
         if score.num_unparsed:
             total = score.num_unparsed + score.estimate.num_items
