@@ -133,8 +133,8 @@ def _alpaca_eval(options: AlpacaEvalOptions, asked: Asked, sampling: Sampling) -
     data = read_length_data(control.file, control.glm) if control else None
     annotations = alpaca_eval.read_annotations(options.annotations or ())
     contests = alpaca_eval.by_contest([*annotations, *(judged.annotations() if judged else ())])
-    for key in [key for key, rows in contests.items() if judged and not alpaca_eval.scores_by_instruction(rows)]:
-        del contests[key]  # a judge was asked just now, and nothing that it said could be read: said beside the table
+    for key in [key for key, rows in contests.items() if answered and not alpaca_eval.scores_by_instruction(rows)]:
+        del contests[key]  # nothing that the judge said could be read; the outputs are results too, so this is said
     rates = tuple(alpaca_eval.win_rate(rows, sampling=sampling) for rows in contests.values())
     controlled = [
         length_controlled_win_rate(rows, data, glm=control.glm, sampling=sampling) if control and data else None
@@ -171,7 +171,7 @@ def _mt_bench(options: MtBenchOptions, asked: Asked, sampling: Sampling) -> MtBe
     }
     compared = [pairwise.pair_result(rows, sampling=sampling) for rows in pairwise.by_contest(pairs).values()]
     results = tuple(result for result in compared if result)
-    if not graded and not results and not judged and not answered:
+    if not graded and not results and not answered:
         raise InputError(
             f"mt_bench {', '.join(options.judgments or ())}: none of the {len(gradings)} gradings has a rating, "
             f"and none of the {len(pairs)} pairs two verdicts; wanted some that could be parsed"
