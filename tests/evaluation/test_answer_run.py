@@ -137,7 +137,7 @@ def test_answers_alone_are_written_for_a_judge_elsewhere(tmp_path: Path) -> None
 def test_an_answer_that_did_not_come_stops_before_the_judge_and_is_asked_for_again(tmp_path: Path, capsys) -> None:
     with StubServer(answer=answer_or_judgment) as server:
         recipe = write_recipe(tmp_path, {name: served(server.url, name) for name in ("judge", "ours")})
-        server.faults = lambda number: "500" if server.bodies[-1]["messages"][-1]["content"] == "First 3?" else None
+        server.faults = lambda number: "500" if server.bodies[number]["messages"][-1]["content"] == "First 3?" else None
         command = ["--config", str(recipe), "alpaca_eval=null", "mt_bench.limit=8"]
         assert evaluate.main(command) == 1
         error = capsys.readouterr().err
