@@ -128,6 +128,7 @@ class AlpacaJudgingOptions(Options):
       system_as: user: the prompt's system message goes before the user's text, for chat templates that know none.
       temperature: of the judge's first try.
       max_tries: rankings asked for until one can be read.
+      both_orders: each pair is judged in either order; the preference is the mean, and the position bias is shown.
     """
 
     outputs: Files | None = None
@@ -139,6 +140,7 @@ class AlpacaJudgingOptions(Options):
     system_as: Literal["system", "user"] = "system"
     temperature: Temperature = 0.0
     max_tries: Count = 2
+    both_orders: Flag = False
 
     @model_validator(mode="after")
     def _check(self) -> AlpacaJudgingOptions:

@@ -189,3 +189,25 @@ def test_each_question_costs_at_most_its_tries(tmp_path: Path) -> None:
         overrides += [f"mt_bench.judging.answers=[{tmp_path / 'ours.jsonl'}]"]
         assert evaluate.main(["--config", recipe, *overrides]) == 2
         assert server.num_requests == 4 * 2 * 3
+
+
+def test_outputs_in_both_orders_show_the_bias_and_are_replayed(tmp_path: Path, capsys) -> None:
+    """The judge takes the first, whoever's it is: no win for anybody, and the bias is in results, table and rows."""
+    ranking = "[{'model': 'model_1', 'rank': 1}, {'model': 'model_2', 'rank': 2}]"
+    with StubServer(answer=lambda body: ranking) as server:
+        recipe = str(write_live_recipe(tmp_path, server.url, NUM_QUESTIONS, block="alpaca_eval"))
+        overrides = ["--config", recipe, "alpaca_eval.judging.both_orders=true"]
+        assert evaluate.main(overrides) == 0
+        assert server.num_requests == 2 * NUM_QUESTIONS
+    (model,) = _results(tmp_path)["alpaca_eval"]["models"]
+    assert model["win_rate"] == 50 and model["n_draws"] == NUM_QUESTIONS
+    assert model["position"]["follows_position"] == 1 and model["position"]["went_to_the_first"] == NUM_QUESTIONS
+    printed = capsys.readouterr().out
+    assert "| 100.0 % (" in printed and "judge favours the answer shown first: 100.0% of its verdicts" in printed
+    rows = tmp_path / "runs/live/evaluation/alpaca_eval/ours/judge/annotations.json"
+    assert json.loads(rows.read_text(encoding="utf-8"))[0]["preference_by_order"] == [1, 2]
+    again = ["alpaca_eval.judging.judge=null", f"alpaca_eval.judging.replay=[{rows}]", "name=again"]
+    assert evaluate.main([*overrides, *again]) == 0
+    assert _results(tmp_path, "again")["alpaca_eval"] == _results(tmp_path)["alpaca_eval"]
+    assert evaluate.main(["--config", recipe, f"alpaca_eval={{annotations: [{rows}]}}", "name=stored"]) == 0
+    assert _results(tmp_path, "stored")["alpaca_eval"]["models"] == [model]

@@ -19,11 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from zephyr_jax.evaluation.position import Place, PositionBias, position_bias
 from zephyr_jax.evaluation.statistics import Estimate, Sampling, estimate_mean, sign_flip_p_value
 from zephyr_jax.evaluation.stored_rows import field, number_or_none, read_rows
 from zephyr_jax.records import InputError
 
 _WANTED = "an annotation of AlpacaEval, with generator_1, generator_2 and preference (a number or null)"
+_BY_ORDER = "preference_by_order with two preferences (numbers or null)"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Annotation:
       preference: 1 (baseline) to 2 (model), 1.5 a tie; None where the judgment could not be parsed.
       length_baseline, length_model: characters of the outputs; None where the row has neither outputs nor lengths.
       location: where it was read, `file:line`.
+      by_order: where both orders were judged, the preference with the baseline's output shown first, and with the
+        model's; None for an order that could not be parsed.
     """
 
     index: int
@@ -49,6 +53,7 @@ class Annotation:
     length_baseline: int | None
     length_model: int | None
     location: str
+    by_order: tuple[float | None, float | None] | None = None
 
 
 def read_annotations(sources: Iterable[str]) -> list[Annotation]:
@@ -93,7 +98,19 @@ def parse_annotation(row: Mapping[str, Any], place: int, location: str) -> Annot
         length_baseline=_length(row, 1),
         length_model=_length(row, 2),
         location=location,
+        by_order=_by_order(row, location),
     )
+
+
+def _by_order(row: Mapping[str, Any], location: str) -> tuple[float | None, float | None] | None:
+    """A field of ours, beside alpaca_eval's."""
+    if row.get("preference_by_order") is None:
+        return None
+    first, second = (
+        number_or_none({"preference_by_order": value}, "preference_by_order", location, wanted=_BY_ORDER)
+        for value in field(row, "preference_by_order", list, location, wanted=_BY_ORDER)
+    )
+    return first, second
 
 
 def _length(row: Mapping[str, Any], number: int) -> int | None:
@@ -117,6 +134,7 @@ class WinRate:
       longer_wins: of the decided judgments where one output is longer, how many went to it; (count, of).
       p_value: two-sided, that model and baseline are equally good (sign-flip test).
       level: of the interval.
+      position: what the order of the outputs did to the judge; None where no pair was judged in both orders.
     """
 
     model: str
@@ -133,6 +151,7 @@ class WinRate:
     longer_wins: tuple[int, int]
     p_value: float
     level: float
+    position: PositionBias | None = None
 
     @property
     def label(self) -> str:
@@ -160,6 +179,7 @@ class WinRate:
             "longer_wins": list(self.longer_wins),
             "p_value": self.p_value,
             "within_noise": self.within_noise,
+            "position": self.position.as_dict() if self.position else None,
         }
 
     @property
@@ -204,6 +224,7 @@ def win_rate(annotations: Sequence[Annotation], *, sampling: Sampling) -> WinRat
             f"{first.location}: none of the {len(annotations)} judgments of {first.model} against {first.baseline} has "
             "a preference from 1 to 2; wanted some that could be parsed"
         )
+    places = [found for annotation in annotations if (found := _places(annotation)) is not None]
     wins, losses = int((scores_N > 0.5).sum()), int((scores_N < 0.5).sum())
     # Rounding comes after ties are set apart, so that a tie stays one.
     rounded_N = np.where(scores_N == 0.5, 0.5, np.round(scores_N))
@@ -222,7 +243,22 @@ def win_rate(annotations: Sequence[Annotation], *, sampling: Sampling) -> WinRat
         longer_wins=_longer_wins(annotations),
         p_value=sign_flip_p_value(scores_N - 0.5, sampling=sampling),
         level=sampling.level,
+        position=position_bias(places, sampling=sampling) if places else None,
     )
+
+
+def _places(annotation: Annotation) -> tuple[Place, Place] | None:
+    """Which place won in either order; None where both were not judged, or could not be parsed."""
+    if annotation.by_order is None:
+        return None
+    baseline_first, model_first = annotation.by_order
+    if baseline_first is None or model_first is None:
+        return None
+    return _place(1.5 - baseline_first), _place(model_first - 1.5)
+
+
+def _place(for_the_first: float) -> Place:
+    return "tie" if for_the_first == 0 else "first" if for_the_first > 0 else "second"
 
 
 def _mean_length(lengths: Sequence[int | None]) -> float | None:

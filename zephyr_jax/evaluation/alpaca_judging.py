@@ -1,8 +1,9 @@
 """Has a judge annotate AlpacaEval's outputs: which of two it is shown first, what it is shown, how its words are read.
 
 Each pair is judged once; a coin that hangs on the instruction alone decides whether the outputs are shown in the order
-(baseline, model) or turned, and a preference is turned back. Equal outputs are a tie that nobody is asked about. Two
-ways to read a judge: `ranking`, version 1, a Python list of ranks in its answer; `logprobs`, version 2, the
+(baseline, model) or turned, and a preference is turned back. With `both_orders`, not in alpaca_eval, each is judged in
+either order, which shows what the order alone does (position.py). Equal outputs are a tie that nobody is asked about.
+Two ways to read a judge: `ranking`, version 1, a Python list of ranks in its answer; `logprobs`, version 2, the
 probabilities of `m` and `M` as its next token. The prompt is the user's file, in ChatML as alpaca_eval has it. Whoever
 answers stands behind `ask`.
 
@@ -113,10 +114,16 @@ def parse_prompt(text: str, *, name: str) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def filled(messages: Iterable[Message], pair: OutputPair) -> tuple[Message, ...]:
-    """The prompt for one pair, its outputs in the order that the coin says. What they hold is never a place itself."""
+def filled(messages: Iterable[Message], pair: OutputPair, *, turned: bool | None = None) -> tuple[Message, ...]:
+    """The prompt for one pair; what its outputs hold is never a place itself.
+
+    Args:
+      messages: see `parse_prompt`.
+      pair: what is judged.
+      turned: whether the model's output is shown first; None: as the coin says.
+    """
     shown = [pair.baseline.output, pair.model.output]
-    if is_turned(pair.baseline.instruction):
+    if is_turned(pair.baseline.instruction) if turned is None else turned:
         shown.reverse()
     texts = {"instruction": pair.baseline.instruction, "output_1": shown[0], "output_2": shown[1]}
     return tuple(
@@ -152,6 +159,7 @@ class Annotator:
       temperature: of the first try.
       max_tries: a ranking that cannot be read is asked for again, with another seed and a higher temperature.
       seed: of the run.
+      both_orders: each pair is judged in the coin's order and in the other one; the preference is the mean of the two.
     """
 
     name: str
@@ -160,6 +168,7 @@ class Annotator:
     temperature: float = 0.0
     max_tries: int = 2
     seed: int = 42
+    both_orders: bool = False
 
     def jobs(self, pairs: Sequence[OutputPair], ask: Ask) -> list[Callable[[], Awaitable[dict[str, Any] | None]]]:
         """A job a pair: it gives a row of alpaca_eval's annotations; None where the judge did not answer at all."""
@@ -168,30 +177,41 @@ class Annotator:
             async def run() -> dict[str, Any] | None:
                 if pair.baseline.output == pair.model.output:
                     return _annotation_row(pair, self.name, 1.5, None)
-                reply = preference = None
-                call = f"alpaca_eval:{pair.model.generator}:{pair.index}"
-                for attempt in range(self.max_tries if self.reading == "ranking" else 1):
-                    try:
-                        reply = await ask(self._request(pair, attempt), f"{call}:{attempt}")
-                    except CallFailed:
-                        break
-                    preference = self._read(reply)
-                    if preference is not None:
-                        break
-                if reply is None:
+                turned = is_turned(pair.baseline.instruction)
+                found = await self._judge(pair, ask, turned=turned)
+                if found is None:
                     return None
-                if preference is not None and is_turned(pair.baseline.instruction):
-                    preference = 3 - preference
-                return _annotation_row(pair, self.name, preference, reply)
+                if not self.both_orders:
+                    return _annotation_row(pair, self.name, *found)
+                other = await self._judge(pair, ask, turned=not turned)
+                if other is None:
+                    return None
+                return _row_of_both(pair, self.name, found, other, turned=turned)
 
             return run
 
         return [job(pair) for pair in pairs]
 
-    def _request(self, pair: OutputPair, attempt: int) -> ChatRequest:
+    async def _judge(self, pair: OutputPair, ask: Ask, *, turned: bool) -> tuple[float | None, Reply] | None:
+        """The preference for the model in one order (None: not parsed) and the last reply; None: there was none."""
+        reply = preference = None
+        call = f"alpaca_eval:{pair.model.generator}:{pair.index}:{'turned' if turned else 'kept'}"
+        for attempt in range(self.max_tries if self.reading == "ranking" else 1):
+            try:
+                reply = await ask(self._request(pair, attempt, turned=turned), f"{call}:{attempt}")
+            except CallFailed:
+                break
+            preference = self._read(reply)
+            if preference is not None:
+                break
+        if reply is None:
+            return None
+        return (3 - preference if preference is not None and turned else preference), reply
+
+    def _request(self, pair: OutputPair, attempt: int, *, turned: bool) -> ChatRequest:
         by_rank = self.reading == "ranking"
         return ChatRequest(
-            filled(self.prompt, pair),
+            filled(self.prompt, pair, turned=turned),
             max_tokens=MAX_RANKING_TOKENS if by_rank else 1,
             temperature=self.temperature if attempt == 0 else max(self.temperature, RETRY_TEMPERATURE),
             seed=derived_seed(self.seed, pair.model.generator, pair.baseline.instruction, attempt),
@@ -200,6 +220,28 @@ class Annotator:
 
     def _read(self, reply: Reply) -> float | None:
         return parse_ranking(reply.text) if self.reading == "ranking" else preference_of_logprobs(reply.choice_logprobs)
+
+
+def _row_of_both(
+    pair: OutputPair,
+    annotator: str,
+    found: tuple[float | None, Reply],
+    other: tuple[float | None, Reply],
+    *,
+    turned: bool,
+) -> dict[str, Any]:
+    """A row with what was said in the coin's order and in the other one, in fields of ours beside alpaca_eval's."""
+    preferences = (found[0], other[0])
+    known = [preference for preference in preferences if preference is not None]
+    mean = sum(known) / 2 if len(known) == 2 else None
+    return _annotation_row(pair, annotator, mean, found[1]) | {
+        "preference_by_order": list(reversed(preferences) if turned else preferences),
+        "raw_completion_other_order": _completion(other[1]),
+    }
+
+
+def _completion(reply: Reply) -> Any:
+    return reply.text or list(reply.choice_logprobs)
 
 
 def _annotation_row(pair: OutputPair, annotator: str, preference: float | None, reply: Reply | None) -> dict[str, Any]:
@@ -213,5 +255,5 @@ def _annotation_row(pair: OutputPair, annotator: str, preference: float | None, 
         "annotator": annotator,
         "preference": preference,
         "index": pair.index,
-        "raw_completion": None if reply is None else reply.text or list(reply.choice_logprobs),
+        "raw_completion": None if reply is None else _completion(reply),
     }

@@ -16,6 +16,7 @@ from zephyr_jax.evaluation.alpaca_judging import (
     Output,
     OutputPair,
     filled,
+    is_turned,
     pair_outputs,
     parse_prompt,
     read_outputs,
@@ -88,7 +89,15 @@ async def judge_outputs(
     else:
         assert options.judge is not None
         judge = LiveJudge(session, options.judge, system_as=options.system_as)
-    annotator = Annotator(judge.name, prompt, options.reading, options.temperature, options.max_tries, seed)
+    annotator = Annotator(
+        judge.name,
+        prompt,
+        options.reading,
+        options.temperature,
+        options.max_tries,
+        seed,
+        both_orders=options.both_orders,
+    )
     results = await judge.run("alpaca_eval judging", annotator.jobs(pairs, judge.ask))
     rows = tuple(row for row in results if row is not None)
     if not rows and options.replay is not None:
@@ -113,8 +122,11 @@ def _replayed(files: Sequence[str], prompt: tuple[Message, ...]) -> tuple[str, R
             names[field(row, "annotator", str, location, wanted=_WANTED)] = None
             pair = OutputPair(0, Output(texts[0], texts[1], "", None), Output(texts[0], texts[2], "", None))
             raw = field(row, "raw_completion", (str, dict, list, type(None)), location, wanted=_WANTED)
-            if raw is not None:
-                stored.append((filled(prompt, pair)[-1]["content"], _reply(raw, location)))
+            turned = is_turned(pair.baseline.instruction)
+            for completion, order in ((raw, turned), (row.get("raw_completion_other_order"), not turned)):
+                if completion is not None:
+                    shown = filled(prompt, pair, turned=order)
+                    stored.append((shown[-1]["content"], _reply(completion, location)))
     if len(names) > 1:
         raise InputError(
             f"alpaca_eval.judging.replay: has annotations by {', '.join(names)}; wanted those of one judge"

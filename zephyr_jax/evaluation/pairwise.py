@@ -1,8 +1,8 @@
 """Two models' answers judged against each other in both orders: who wins, and how much the order decides.
 
 A model wins a question when it wins in both orders; anything else is a tie, and a game that could not be parsed drops
-the question (FastChat's show_result.py). The judge's position bias is what is left when the orders disagree
-(arXiv:2306.05685, section 3.3 and table 2).
+the question (FastChat's show_result.py). What is left when the orders disagree is the judge's position bias
+(position.py).
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from zephyr_jax.data.comparison_statistics import Share, share_of
 from zephyr_jax.evaluation.fastchat_files import PairJudgment
-from zephyr_jax.evaluation.statistics import Estimate, Sampling, estimate_mean, sign_flip_p_value, sign_test_p_value
+from zephyr_jax.evaluation.position import Place, PositionBias, position_bias
+from zephyr_jax.evaluation.statistics import Estimate, Sampling, estimate_mean, sign_flip_p_value
 
 # Game 1 shows model_1 first, game 2 model_2.
-_SHOWN_FIRST = ({"model_1": True, "model_2": False}, {"model_2": True, "model_1": False})
+_PLACES: tuple[dict[str, Place], dict[str, Place]] = (
+    {"model_1": "first", "model_2": "second", "tie": "tie"},
+    {"model_2": "first", "model_1": "second", "tie": "tie"},
+)
 
 
 def parse_verdict(judgment: str) -> str:
@@ -48,9 +51,7 @@ class PairResult:
       num_errors: left out.
       estimate: of model_1's win rate, 0 to 1, ties half; groups are questions.
       p_value: two-sided, that neither is better (sign-flip test over the questions).
-      same_verdict: how often both orders gave the same, of what was parsed.
-      first_shown, second_shown: questions that went to whatever stood first, or second, in both orders.
-      position_p_value: two-sided, that the judge has no favourite place (exact sign test).
+      position: what the order decided, of what was parsed.
       level: of the intervals.
     """
 
@@ -63,10 +64,7 @@ class PairResult:
     num_errors: int
     estimate: Estimate
     p_value: float
-    same_verdict: Share
-    first_shown: int
-    second_shown: int
-    position_p_value: float
+    position: PositionBias
     level: float
 
     @property
@@ -87,13 +85,7 @@ class PairResult:
             **self.estimate.as_dict(("win_rate_adjusted", "standard_error")),
             "p_value": self.p_value,
             "within_noise": self.within_noise,
-            "position": {
-                "same_verdict": self.same_verdict.share,
-                "same_verdict_interval": [self.same_verdict.low, self.same_verdict.high],
-                "went_to_the_first": self.first_shown,
-                "went_to_the_second": self.second_shown,
-                "p_value": self.position_p_value,
-            },
+            "position": self.position.as_dict(),
         }
 
 
@@ -136,7 +128,7 @@ def pair_result(judgments: Sequence[PairJudgment], *, sampling: Sampling) -> Pai
     by_question: dict[int, float] = {}
     for (judgment, _), value in zip(parsed, scores, strict=True):
         by_question[judgment.question_id] = by_question.get(judgment.question_id, 0.0) + value - 0.5
-    places = Counter(_place(judgment) for judgment, _ in parsed)
+    questions = [judgment.question_id for judgment, _ in parsed]
     return PairResult(
         model_1=first.model_1,
         model_2=first.model_2,
@@ -145,21 +137,16 @@ def pair_result(judgments: Sequence[PairJudgment], *, sampling: Sampling) -> Pai
         losses=counts["model_2"],
         ties=counts["tie"],
         num_errors=counts["error"],
-        estimate=estimate_mean(scores, groups=[j.question_id for j, _ in parsed], sampling=sampling),
+        estimate=estimate_mean(scores, groups=questions, sampling=sampling),
         p_value=sign_flip_p_value(
             np.array([by_question[question] for question in sorted(by_question)]), sampling=sampling
         ),
-        same_verdict=share_of(sum(j.verdicts[0] == j.verdicts[1] for j, _ in parsed), len(parsed)),
-        first_shown=places["first"],
-        second_shown=places["second"],
-        position_p_value=sign_test_p_value(places["first"], places["second"]),
+        position=position_bias([_places(j) for j, _ in parsed], groups=questions, sampling=sampling),
         level=sampling.level,
     )
 
 
-def _place(judgment: PairJudgment) -> str | None:
-    """`first` or `second` where that place won both games; else None."""
-    shown = [places.get(verdict) for places, verdict in zip(_SHOWN_FIRST, judgment.verdicts, strict=True)]
-    if shown[0] is None or shown[0] != shown[1]:
-        return None
-    return "first" if shown[0] else "second"
+def _places(judgment: PairJudgment) -> tuple[Place, Place]:
+    """Which place won each game."""
+    first, second = (places[verdict] for places, verdict in zip(_PLACES, judgment.verdicts, strict=True))
+    return first, second

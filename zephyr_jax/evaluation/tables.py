@@ -11,6 +11,7 @@ from pathlib import Path
 from zephyr_jax.evaluation.alpaca_eval import WinRate
 from zephyr_jax.evaluation.mt_bench import CATEGORIES
 from zephyr_jax.evaluation.pairwise import PairResult
+from zephyr_jax.evaluation.position import PositionBias
 from zephyr_jax.evaluation.published import MT_BENCH
 from zephyr_jax.evaluation.results import AgreementResult, AlpacaEvalResults, MtBenchResults, Results
 from zephyr_jax.evaluation.statistics import Estimate
@@ -105,10 +106,18 @@ def _error(estimate: Estimate, scale: float = 1) -> str:
     return "-" if estimate.standard_error is None else f"{scale * estimate.standard_error:.2f}"
 
 
+def follows_text(position: PositionBias | None) -> str:
+    """`32.0 % (27.9 to 36.4)`: the share of verdicts that follow the position; a dash where it was not measured."""
+    if position is None or not position.follows.total:
+        return "-"
+    share = position.follows
+    return f"{100 * share.share:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})"
+
+
 def alpaca_eval_table(results: AlpacaEvalResults) -> Table:
     """A row a contest."""
     head = ["model", "baseline", "judge", "win rate %", "error", "interval", "length-controlled %", "items", "unparsed",
-            "mean characters"]  # fmt: skip
+            "mean characters", "follow the position"]  # fmt: skip
     rows = []
     for rate, controlled in zip(results.win_rates, results.length_controlled, strict=True):
         rows.append([
@@ -124,6 +133,7 @@ def alpaca_eval_table(results: AlpacaEvalResults) -> Table:
             str(rate.estimate.num_items),
             str(rate.num_unparsed),
             "-" if rate.mean_length is None else str(int(rate.mean_length)),
+            follows_text(rate.position),
         ])  # fmt: skip
     return Table(head, rows)
 
@@ -144,6 +154,7 @@ def alpaca_eval_sentences(results: AlpacaEvalResults) -> list[str]:
         ),
         *([f"The judge gave no judgment at all on {missing} pairs that it was asked about."] if missing else []),
         *(_contest_sentence(rate) for rate in results.win_rates),
+        *(rate.position.sentence(rate.annotator or "the judge") for rate in results.win_rates if rate.position),
         *(f"{comparison.sentence('instructions')}, in points of win rate." for comparison in results.comparisons),
     ]
 
@@ -197,13 +208,13 @@ def category_table(results: MtBenchResults) -> Table:
 def pair_table(results: MtBenchResults) -> Table:
     """A row a pair of models."""
     head = ["model 1", "model 2", "judge", "win", "loss", "tie", "errors", "win rate %", "interval", "p",
-            "same in both orders", "to the first", "to the second"]  # fmt: skip
+            "same in both orders", "follow the position", "to the first", "to the second"]  # fmt: skip
     rows = [
         [
             pair.model_1, pair.model_2, pair.judge, str(pair.wins), str(pair.losses), str(pair.ties),
             str(pair.num_errors), f"{100 * pair.estimate.mean:.2f}", interval_text(pair.estimate, scale=100),
-            f"{pair.p_value:.2g}", f"{100 * pair.same_verdict.share:.1f} %", str(pair.first_shown),
-            str(pair.second_shown),
+            f"{pair.p_value:.2g}", f"{100 * pair.position.same_verdict.share:.1f} %", follows_text(pair.position),
+            str(pair.position.to_first), str(pair.position.to_second),
         ]
         for pair in results.pairs
     ]  # fmt: skip
@@ -259,13 +270,7 @@ def _pair_sentences(pair: PairResult) -> list[str]:
     else:
         better = pair.model_1 if pair.estimate.mean > 0.5 else pair.model_2
         text = f"Of {names} {better} is better in direct comparison (p = {pair.p_value:.2g})."
-    place = "first" if pair.first_shown > pair.second_shown else "second"
-    surely = "favours" if pair.position_p_value <= 1 - pair.level else "does not surely favour"
-    return [
-        text,
-        f"{pair.judge} {surely} the answer shown {place}: {pair.first_shown} questions went to the first and "
-        f"{pair.second_shown} to the second whichever model it was (p = {pair.position_p_value:.2g}).",
-    ]
+    return [text, pair.position.sentence(pair.judge)]
 
 
 def agreement_sentence(result: AgreementResult) -> str:
