@@ -190,6 +190,16 @@ class ChatTokenizer:
         (which sees no special token in `</s>`; other tokenizers do)."""
         return (self._loaded.plain or self._tokenizer).encode(text, add_special_tokens=False).ids
 
+    def encode_rendered(self, text: str, *, bos: bool | None = None) -> list[int]:
+        """Ids of a text that may spell special tokens, such as a rendered chat or a task's prompt.
+
+        Args:
+          text: the text.
+          bos: whether BOS goes before it, where it does not begin with one; None: by the policy.
+        """
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._with_bos(ids) if bos is not False else ids
+
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True, *, continues: bool = False) -> str:
         """The text of ids; with `continues` they are an answer's, whose leading space is no dummy prefix."""
         tokenizer = self._bare if continues else self._tokenizer

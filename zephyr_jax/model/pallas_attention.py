@@ -26,9 +26,10 @@ from jax.sharding import PartitionSpec
 
 from zephyr_jax.model.blockwise_attention import LEAST_MAXIMUM, MASKED_SCORE, SAVED_NAMES
 from zephyr_jax.model.linear import keepable
-from zephyr_jax.model.visibility import Coordinates, visible
+from zephyr_jax.model.visibility import MAX_BRANCHES, Coordinates, visible
 from zephyr_jax.sharding import ROW_AXES
 
+CODES = MAX_BRANCHES + 1  # a power of two: codes of a segment's tokens differ in their last bits
 INTERPRET = False  # tests set it: the kernels then run anywhere, slowly
 LOG2_E = math.log2(math.e)  # GPUs have exp2
 
@@ -58,7 +59,7 @@ class Visits(NamedTuple):
         how many there are, behind them filler.
       dq: the same for the tiles of dq.
       dkv: by key block, the query blocks that see it.
-      codes: 4 segment + branch of each token, 0 for padding, int32 [B, T].
+      codes: CODES segment + branch of each token, 0 for padding, int32 [B, T].
       places: positions, int32 [B, T].
     """
 
@@ -104,7 +105,7 @@ def find_visits(where: Coordinates, *, window: int | None, tiles: Tiles) -> Visi
         blocks = seen_BTS.reshape(-1, num_tokens // tile.queries, tile.queries, num_tokens // tile.keys, tile.keys)
         return jnp.any(blocks, axis=(2, 4))
 
-    codes_BT = jnp.where(where.segments > 0, 4 * where.segments + where.branches, 0)
+    codes_BT = jnp.where(where.segments > 0, CODES * where.segments + where.branches, 0)
     dkv_Bji = jnp.swapaxes(live(tiles.dkv), 1, 2)
     return Visits(_listed(live(tiles.forward)), _listed(live(tiles.dq)), _listed(dkv_Bji), codes_BT, where.positions)
 
@@ -383,7 +384,7 @@ def _seen(
     """What visibility.visible says of two blocks, in as few operations on pairs as it takes: [T, S], or [S, T]."""
     (code_T, place_T), (code_S, place_S) = queries, keys
     code_S = jnp.where(code_S == 0, -1, code_S)  # nobody sees padding
-    shared_T = code_T & -4  # the code of the text before the branches
+    shared_T = code_T & -CODES  # the code of the text before the branches
     if keys_in_front:
         code_T, shared_T, place_T = code_T[None, :], shared_T[None, :], place_T[None, :]
         code_S, place_S = code_S[:, None], place_S[:, None]

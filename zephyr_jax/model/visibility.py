@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import jax
 
+MAX_BRANCHES = 255  # pallas_attention.py packs segment and branch into one integer
+
 
 class Coordinates(NamedTuple):
     """Where each token stands, int32 [B, T] each.
@@ -19,7 +21,8 @@ class Coordinates(NamedTuple):
     Attributes:
       positions: RoPE position; starts at 0 in every segment.
       segments: dialogue or pair within the row, from 1; 0 is padding.
-      branches: 0 for text that all later tokens of its segment see, 1 and 2 for answers that do not see each other.
+      branches: 0 for text that all later tokens of its segment see; from 1 to MAX_BRANCHES for answers that do not see
+        each other.
     """
 
     positions: jax.Array

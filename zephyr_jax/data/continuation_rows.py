@@ -1,0 +1,233 @@
+"""Rows of contexts with the continuations that may follow them: a context is computed once for all of its own.
+
+A continuation sees its context and itself, never its siblings, as the answers of a packed preference pair do
+(data/pair_rows.py). Rows are micro-batches of the format in data/packing.py, all of one shape, so that one program
+scores them all. A continuation's last token is predicted and never read: it takes no place in a row.
+
+  target_slots   the continuation, by its place in the step's `owners`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from zephyr_jax.data.packing import MicroBatch, best_fit, empty_micro_batch, round_up
+
+SMALLEST_ROW = 256
+MOST_GROUP_TOKENS = 2048  # a context with so many continuations comes more than once, rather than in a longer row
+TARGET_MULTIPLE = 64
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Fork:
+    """A context and what may follow it.
+
+    Attributes:
+      context: int32 [P], 1 or more.
+      continuations: int32 [C_i] each, 1 or more.
+      owners: by continuation, the requests that ask for it.
+    """
+
+    context: np.ndarray
+    continuations: tuple[np.ndarray, ...]
+    owners: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Places in a row."""
+        return len(self.context) + sum(len(ids) - 1 for ids in self.continuations)
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens to predict."""
+        return sum(len(ids) for ids in self.continuations)
+
+
+@dataclasses.dataclass(frozen=True)
+class Forks:
+    """All requests, those of one context together.
+
+    Attributes:
+      forks: in the order of their first requests.
+      num_truncated: requests whose context lost tokens from its start.
+      num_requested_tokens: tokens of all requests, a context counted with each of its continuations.
+    """
+
+    forks: tuple[Fork, ...]
+    num_truncated: int
+    num_requested_tokens: int
+
+
+def truncate(context: Sequence[int], continuation: Sequence[int], *, max_length: int) -> Sequence[int]:
+    """The context's last tokens, so that all tokens read (the continuation's last is not) are at most `max_length`."""
+    return context[max(0, len(context) + len(continuation) - 1 - max_length) :]
+
+
+def fork_requests(
+    requests: Sequence[tuple[Sequence[int], Sequence[int]]], *, max_length: int, max_branches: int
+) -> Forks:
+    """Puts requests of one context together; equal requests become one.
+
+    Args:
+      requests: (context, continuation), token ids, 1 or more each; the continuation has at most `max_length`.
+      max_length: the most tokens that the model reads; longer contexts lose tokens from their start.
+      max_branches: the most continuations of two tokens or more beside each other.
+
+    Returns:
+      The forks. Requests whose contexts are cut at different places do not share them.
+    """
+    by_context: dict[bytes, dict[bytes, list[int]]] = {}
+    num_truncated = num_tokens = 0
+    for index, (context, continuation) in enumerate(requests):
+        assert len(context) and 0 < len(continuation) <= max_length, (len(context), len(continuation))
+        kept = truncate(context, continuation, max_length=max_length)
+        num_truncated += len(kept) < len(context)
+        num_tokens += len(kept) + len(continuation) - 1
+        siblings = by_context.setdefault(_key(kept), {})
+        siblings.setdefault(_key(continuation), []).append(index)
+    forks: list[Fork] = []
+    for key, siblings in by_context.items():
+        forks += _forks(_ids(key), [(_ids(ids), tuple(who)) for ids, who in siblings.items()], max_branches)
+    return Forks(tuple(forks), num_truncated, num_tokens)
+
+
+def _key(ids: Sequence[int]) -> bytes:
+    return np.asarray(ids, np.int32).tobytes()
+
+
+def _ids(key: bytes) -> np.ndarray:
+    return np.frombuffer(key, np.int32)
+
+
+def _forks(
+    context: np.ndarray, continuations: Sequence[tuple[np.ndarray, tuple[int, ...]]], max_branches: int
+) -> Iterator[Fork]:
+    """One fork, or several where there are too many continuations or tokens."""
+    parts: list[list[tuple[np.ndarray, tuple[int, ...]]]] = [[]]
+    num_tokens, num_branches = len(context), 0
+    for ids, owners in continuations:
+        length = len(ids) - 1
+        if parts[-1] and (num_tokens + length > MOST_GROUP_TOKENS or num_branches + (length > 0) > max_branches):
+            parts.append([])
+            num_tokens, num_branches = len(context), 0
+        parts[-1].append((ids, owners))
+        num_tokens, num_branches = num_tokens + length, num_branches + (length > 0)
+    for part in parts:
+        yield Fork(context, tuple(ids for ids, _ in part), tuple(owners for _, owners in part))
+
+
+@dataclasses.dataclass(frozen=True)
+class ForkRows:
+    """The rows of all forks, and their one shape.
+
+    Attributes:
+      forks: what the rows hold.
+      rows: the forks of each row, by index.
+      row_length: T.
+      num_targets: N.
+      rows_per_step: B.
+    """
+
+    forks: Sequence[Fork]
+    rows: Sequence[Sequence[int]]
+    row_length: int
+    num_targets: int
+    rows_per_step: int
+
+    @property
+    def num_steps(self) -> int:
+        """Micro-batches."""
+        return -(-len(self.rows) // self.rows_per_step)
+
+    def step(self, step: int, *, pad_id: int = 0) -> tuple[MicroBatch, list[tuple[int, ...]]]:
+        """A micro-batch, and the requests of each continuation in it: slot -> owners. Steps are counted from 0.
+
+        The context [1 2 3] with [4 5 6] and [7 8] and [9] in a row of 8:
+
+          index           0  1  2  3  4  5  6  7
+          tokens          1  2  3  4  5  7  0  0
+          positions       0  1  2  3  4  3  0  0
+          segments        1  1  1  1  1  1  0  0
+          branches        0  0  0  1  1  2  0  0
+          target_sources  2  3  4  2  5  2
+          target_ids      4  5  6  7  8  9
+          target_slots    0  0  0  1  1  2
+        """
+        batch = empty_micro_batch(
+            num_rows=self.rows_per_step, row_length=self.row_length, num_targets=self.num_targets, pad_id=pad_id
+        )
+        owners: list[tuple[int, ...]] = []
+        first = step * self.rows_per_step
+        for row, members in enumerate(self.rows[first : first + self.rows_per_step]):
+            start = filled = 0
+            for segment, index in enumerate(members, start=1):
+                fork = self.forks[index]
+                filled = _write(batch, row, start, filled, fork, segment=segment, first_slot=len(owners))
+                owners += fork.owners
+                start += fork.num_tokens
+            batch["num_tokens"] += np.int32(start)
+        return batch, owners
+
+
+def _write(batch: MicroBatch, row: int, start: int, filled: int, fork: Fork, *, segment: int, first_slot: int) -> int:
+    """Writes a fork into a row from position `start` and target `filled` on; returns the targets that are filled."""
+    num_context = len(fork.context)
+    context = slice(start, start + num_context)
+    batch["tokens"][row, context] = fork.context
+    batch["positions"][row, context] = np.arange(num_context)
+    batch["segments"][row, start : start + fork.num_tokens] = segment
+    last_of_context, place, branch = start + num_context - 1, start + num_context, 0
+    for slot, ids in enumerate(fork.continuations, start=first_slot):
+        read = slice(place, place + len(ids) - 1)
+        if len(ids) > 1:
+            branch += 1
+            batch["tokens"][row, read] = ids[:-1]
+            batch["positions"][row, read] = num_context + np.arange(len(ids) - 1)
+            batch["branches"][row, read] = branch
+        targets = slice(filled, filled + len(ids))
+        batch["target_sources"][row, targets] = np.r_[last_of_context, np.arange(read.start, read.stop)]
+        batch["target_ids"][row, targets] = ids
+        batch["target_slots"][row, targets] = slot
+        batch["target_weights"][row, targets] = 1
+        place, filled = read.stop, targets.stop
+    return filled
+
+
+def row_lengths(longest: int) -> list[int]:
+    """Row lengths worth trying that hold `longest`: four to every doubling, up to four times its own."""
+    lengths, base = [], SMALLEST_ROW
+    while base < 8 * max(longest, SMALLEST_ROW):
+        lengths += [base + base * quarter // 4 for quarter in range(4)]
+        base *= 2
+    return [length for length in lengths if longest <= length <= 4 * max(longest, SMALLEST_ROW)]
+
+
+def lay_out_rows(forks: Sequence[Fork], *, tokens_per_step: int, row_multiple: int = 1) -> ForkRows:
+    """Packs forks into rows of the length that leaves the fewest places empty, the longest forks first.
+
+    Args:
+      forks: 1 or more.
+      tokens_per_step: places of a step, about; a step has at least one row.
+      row_multiple: rows of a step are a multiple of it.
+    """
+    lengths = np.array([fork.num_tokens for fork in forks])
+    order = np.argsort(-lengths, kind="stable").tolist()
+    best: ForkRows | None = None
+    for row_length in row_lengths(int(lengths.max())):
+        rows = best_fit(lengths, row_length, order=order)
+        most = round_up(max(1, tokens_per_step // row_length), row_multiple)
+        # A power of two where there are few: few sizes, so that a program kept on disk serves again.
+        few = round_up(1 << (len(rows) - 1).bit_length(), row_multiple)
+        fullest = max(sum(forks[index].num_targets for index in row) for row in rows)
+        laid = ForkRows(forks, rows, row_length, round_up(fullest, TARGET_MULTIPLE), min(most, few))
+        if best is None or _places(laid) < _places(best):
+            best = laid
+    assert best is not None
+    return best
+
+
+def _places(laid: ForkRows) -> int:
+    return laid.num_steps * laid.rows_per_step * laid.row_length
