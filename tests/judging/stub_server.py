@@ -45,6 +45,7 @@ class StubServer:
       spread: share of the latency by which it differs from request to request, up or down.
       most_in_flight: requests at the same time.
       likely: given: the likely first tokens with their log-probabilities, for requests that want some.
+      more: put into the JSON of every answer, over what is there.
       faults: called with the number of the request, from 0; a word for what to do instead of answering, or None.
     """
 
@@ -57,10 +58,11 @@ class StubServer:
         faults: Callable[[int], str | None] = lambda number: None,
         finish_reason: Callable[[Body], str] = lambda body: "stop",
         likely: Callable[[Body], dict[str, float]] | None = None,
+        more: Body | None = None,
     ):
         self.spread = spread
         self.latency, self.answer, self.faults = latency, answer, faults
-        self.finish_reason, self.likely = finish_reason, likely
+        self.finish_reason, self.likely, self.more = finish_reason, likely, more or {}
         self.calls: collections.Counter[int] = collections.Counter()
         self.bodies: list[Body] = []
         self.headers: list[dict[str, str]] = []
@@ -134,7 +136,7 @@ class StubServer:
             choice["logprobs"] = {"content": [{"token": text, "logprob": 0.0, "top_logprobs": listed}]}
         usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
         whole = json.dumps({"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]})
-        whole = json.dumps(json.loads(whole) | {"usage": usage})
+        whole = json.dumps(json.loads(whole) | {"usage": usage} | self.more)
         if fault is None:
             return _http(200, whole)
         return {

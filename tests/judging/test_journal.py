@@ -62,6 +62,28 @@ def test_a_broken_line_in_the_middle_costs_its_own_answer_only(tmp_path: Path, c
     journal.close()
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\0" * 40,
+        b'{"key": "b"}',
+        b'{"key": "b", "text": 3, "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1, "run": "r"}',
+        b"[" * 100_000,
+        b"7",
+    ],
+)
+def test_a_line_that_is_no_answer_is_passed_over(tmp_path: Path, line: bytes) -> None:
+    """A disk that filled up or an editor may leave anything; its question is asked again."""
+    path = tmp_path / "calls.jsonl"
+    journal = Journal(path)
+    _keep(journal, "a", "a")
+    journal.close()
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    journal = Journal(path)
+    assert [record["key"] for record in journal.lines()] == ["a"] and journal.find("b") is None
+    journal.close()
+
+
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "calls.jsonl")
     with pytest.raises(InputError, match="another run"):

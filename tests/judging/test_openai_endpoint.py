@@ -66,6 +66,31 @@ def test_every_trouble_is_counted_and_got_over(fault: str, kind: str) -> None:
     assert kind in tallies_table({"teacher": tally})
 
 
+@pytest.mark.parametrize(
+    "usage", [None, "12", {"prompt_tokens": "many", "completion_tokens": [1]}, {}, {"prompt_tokens": -3}]
+)
+def test_a_server_that_does_not_count_has_read_and_written_all_the_same(usage: Any) -> None:
+    """Prompt 10 // 4 + 4, answer 12 // 4: a budget would otherwise never see them."""
+    with StubServer(answer=lambda body: "Twelve signs", more={"usage": usage}) as server:
+        (reply,), tally = _ask([_request()], base_url=server.url)
+    assert reply == Reply("Twelve signs", "stop", 6, 3) and not tally.troubles
+
+
+def test_half_a_surrogate_pair_becomes_a_character_that_files_take() -> None:
+    with StubServer(answer=lambda body: "Look: \ud83d") as server:
+        (reply,), _ = _ask([_request()], base_url=server.url)
+    assert isinstance(reply, Reply) and reply.text == "Look: \ufffd"
+
+
+@pytest.mark.parametrize("logprob", ["x", None, True, 1e9, float("nan")])
+def test_what_is_no_log_probability_is_no_answer(logprob: Any) -> None:
+    listed = {"token": "3", "logprob": -0.1, "top_logprobs": [{"token": "3", "logprob": logprob}]}
+    choice = {"message": {"content": "3"}, "logprobs": {"content": [listed]}}
+    with StubServer(more={"choices": [choice]}) as server:
+        (reply,), tally = _ask([_request(choices=("1", "3"))], base_url=server.url, max_tries=2)
+    assert isinstance(reply, CallFailed) and tally.troubles == {"no answer in the JSON": 2}
+
+
 def test_a_request_is_given_up_after_its_tries_and_the_others_are_not() -> None:
     with StubServer(faults=lambda number: "500" if number % 2 == 0 else None) as server:
         replies, tally = _ask([_request(1), _request(2)], base_url=server.url, max_tries=1)
@@ -100,6 +125,19 @@ def test_a_key_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delenv("SOME_KEY", raising=False)
     with pytest.raises(InputError, match=r"models\.teacher\.api_key_env: .* SOME_KEY is not set"):
         _ask([_request()], base_url="http://127.0.0.1:9", api_key_env="SOME_KEY")
+
+
+def test_a_key_is_taken_without_white_space_around_it_and_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys from files end in line breaks; one within it would make the client quote the key in its error."""
+    monkeypatch.setenv("SOME_KEY", " sk-secret\n")
+    with StubServer() as server:
+        _ask([_request()], base_url=server.url, api_key_env="SOME_KEY")
+        assert server.headers[0]["authorization"] == "Bearer sk-secret"
+    for key in ("sk-se\ncret", "sk-s\u00e9cret", "sk-se\x07cret", "two words"):
+        monkeypatch.setenv("SOME_KEY", key)
+        with pytest.raises(InputError, match="SOME_KEY holds [0-9]+ characters") as error:
+            _ask([_request()], base_url="http://127.0.0.1:9/v1", api_key_env="SOME_KEY")
+        assert "cret" not in str(error.value) and "words" not in str(error.value)
 
 
 def test_an_address_where_nobody_answers_is_the_users_to_mend() -> None:

@@ -59,10 +59,16 @@ def test_anything_else_is_no_rating(change: dict) -> None:
         "NaN",
         "[" * 9999,
         f"Here: {json.dumps({'ratings': GOOD})}",
+        json.dumps({"ratings": GOOD}).replace('"rating": ', '"rating": "1", "rating": ', 1),  # which of the two?
     ],
 )
 def test_half_or_other_json_is_no_rating(text: str) -> None:
     assert parse_ratings(text, 2, may_be_inapplicable=True) is None
+
+
+def test_a_reason_with_half_a_surrogate_pair_can_be_written_to_a_file() -> None:
+    entries = [{"answer": 1, "rationale": "Fine \ud83d", "rating": "4"}]
+    assert parse_ratings(json.dumps({"ratings": entries}), 1, may_be_inapplicable=False) == [Rating("4", "Fine \ufffd")]
 
 
 def test_the_number_of_entries_is_that_of_the_answers() -> None:

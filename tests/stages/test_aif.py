@@ -174,6 +174,33 @@ def test_unusable_answers_are_asked_again_then_counted_and_never_guessed(tmp_pat
             assert rated == {aspect: aspect != "honesty" for aspect in rated} and len(rated) == 4
 
 
+def test_odd_characters_in_answers_and_reasons_come_through(tmp_path: Path) -> None:
+    """Line separators, NUL, emoji, and half of one, as a server cuts it off at max_tokens."""
+    odd = "\u2028 \x85 \x00 \U0001f600 \ud83d"
+
+    def answer(body: Body) -> str:
+        text = plain_answer(body)
+        return text.replace("Reason", json.dumps(odd)[1:-1]) if "response_format" in body else f"{text} {odd}"
+
+    with StubServer(answer=answer) as server:
+        _run(tmp_path, server.url)
+    wanted = odd.replace("\ud83d", "\ufffd")
+    pairs = (tmp_path / "runs/small/aif/preferences.jsonl").read_text().split("\n")[:-1]
+    assert all(wanted in json.loads(pair)["chosen"][-1]["content"] for pair in pairs) and pairs
+
+
+def test_where_no_pair_can_be_made_the_run_says_why_and_leaves_no_empty_file(tmp_path: Path) -> None:
+    """All answers alike: nothing to prefer. The scores are kept, and another rule may find some."""
+    same = "Same."
+    with StubServer(answer=lambda body: plain_answer(body) if "response_format" in body else same) as server:
+        with pytest.raises(
+            Unfinished, match=r"binarisation: no pair of 12 prompts .*no other answer differs .*--new-run"
+        ):
+            _run(tmp_path, server.url)
+    assert not (tmp_path / "runs/small/aif/preferences.jsonl").exists()
+    assert (tmp_path / "runs/small/aif/feedback.jsonl").exists()
+
+
 def test_a_spent_budget_stops_the_run_and_a_larger_one_goes_on(tmp_path: Path) -> None:
     with StubServer() as server:
         with pytest.raises(Unfinished, match=r"budget.requests is 30, 30 are spent"):

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from zephyr_jax.judging.protocol import Reply
+from zephyr_jax.judging.protocol import Reply, whole_characters
 from zephyr_jax.records import InputError
 
 SECONDS_BETWEEN_SYNCS = 1.0
@@ -57,8 +57,11 @@ class Journal:
                 self._file.truncate(self._end)
                 break
             try:
-                self._places.setdefault(json.loads(line)["key"], (self._end, len(line)))
-            except (ValueError, KeyError, TypeError):
+                record = json.loads(line)
+                _reply(record)
+                key, _ = record["key"], record["run"]
+                self._places.setdefault(key, (self._end, len(line)))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 print(f"{self.path}: a line at byte {self._end} is no answer and is passed over", file=sys.stderr)
             self._end += len(line)
 
@@ -113,7 +116,7 @@ class Journal:
 
 def _reply(record: dict[str, Any]) -> Reply:
     return Reply(
-        text=record["text"],
+        text=whole_characters(record["text"]),
         finish_reason=record["finish_reason"],
         prompt_tokens=record["prompt_tokens"],
         completion_tokens=record["completion_tokens"],

@@ -15,7 +15,15 @@ import time
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, Stop, Unanswerable
+from zephyr_jax.judging.protocol import (
+    CallFailed,
+    ChatRequest,
+    Reply,
+    Stop,
+    Unanswerable,
+    estimated_tokens,
+    whole_characters,
+)
 from zephyr_jax.judging.tally import Tally
 from zephyr_jax.records import InputError
 from zephyr_jax.respondent_options import ModelOptions
@@ -235,11 +243,16 @@ class OpenAIEndpoint:
 def _read_key(options: ModelOptions, name: str) -> str:
     if options.api_key_env is None:
         return "none"  # the client wants some text; servers without keys do not look at it
-    key = os.environ.get(options.api_key_env, "")
+    key = os.environ.get(options.api_key_env, "").strip()  # keys read from files often end in a line break
     if not key:
         raise InputError(
             f"models.{name}.api_key_env: the environment variable {options.api_key_env} is not set; wanted the "
             "servers' key in it, or api_key_env: null for servers without keys"
+        )
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise InputError(
+            f"models.{name}.api_key_env: the environment variable {options.api_key_env} holds {len(key)} characters, "
+            "not all of which can stand in a key; wanted letters, digits and signs of ASCII without white space"
         )
     return key
 
@@ -277,7 +290,7 @@ def _read_answer(text: str, request: ChatRequest, name: str) -> Reply:
         raise _Trouble("empty body")
     try:
         body = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         is_cut = text.lstrip().startswith("{")
         raise _Trouble("JSON cut off or broken" if is_cut else "not JSON", text[:200]) from None
     try:
@@ -285,18 +298,25 @@ def _read_answer(text: str, request: ChatRequest, name: str) -> Reply:
         message = choice["message"]
         answer = message.get("content") or message.get("refusal") or ""
         logprobs = _choice_logprobs(choice, request.choices, name) if request.choices else ()
-        usage = body.get("usage") or {}
         if not isinstance(answer, str):
             raise TypeError
     except (KeyError, IndexError, TypeError, AttributeError):
         raise _Trouble("no answer in the JSON", text[:200]) from None
     return Reply(
-        text=answer,
-        finish_reason=str(choice.get("finish_reason") or "unknown"),
-        prompt_tokens=int(usage.get("prompt_tokens") or request.estimated_prompt_tokens()),
-        completion_tokens=int(usage.get("completion_tokens") or 0),
+        text=whole_characters(answer),
+        finish_reason=whole_characters(str(choice.get("finish_reason") or "unknown")),
+        # A server that does not count has read and written all the same.
+        prompt_tokens=_count(body, "prompt_tokens") or request.estimated_prompt_tokens(),
+        completion_tokens=_count(body, "completion_tokens") or estimated_tokens(answer),
         choice_logprobs=logprobs,
     )
+
+
+def _count(body: dict[str, Any], name: str) -> int:
+    """A count that the server gives; 0 where it is none."""
+    usage = body.get("usage")
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if type(count) is int and count > 0 else 0
 
 
 def _choice_logprobs(choice: dict[str, Any], choices: tuple[str, ...], name: str) -> tuple[float | None, ...]:
@@ -309,7 +329,10 @@ def _choice_logprobs(choice: dict[str, Any], choices: tuple[str, ...], name: str
         )
     listed: dict[str, float] = {}
     for token in content[0]["top_logprobs"]:
-        listed.setdefault(token["token"].strip(), token["logprob"])  # the likeliest comes first
+        logprob = token["logprob"]
+        if isinstance(logprob, bool) or not isinstance(logprob, int | float) or not logprob < 1:  # NaN is not either
+            raise TypeError
+        listed.setdefault(token["token"].strip(), logprob)  # the likeliest comes first
     return tuple(listed.get(text) for text in choices)
 
 

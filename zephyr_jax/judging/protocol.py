@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from zephyr_jax.records import Message
 
-# Rough, for estimates before a call only: English text has about four characters to a token.
+# Rough, for estimates before a call only: English text has about four characters to a token, other scripts about one.
 CHARACTERS_PER_TOKEN = 4
 TOKENS_PER_MESSAGE = 4
 
@@ -55,8 +55,8 @@ class ChatRequest:
 
     def estimated_prompt_tokens(self) -> int:
         """About how many tokens the server reads; the real number comes with the answer."""
-        characters = sum(len(message["content"]) for message in self.messages)
-        return characters // CHARACTERS_PER_TOKEN + TOKENS_PER_MESSAGE * len(self.messages)
+        contents = "".join(message["content"] for message in self.messages)
+        return estimated_tokens(contents) + TOKENS_PER_MESSAGE * len(self.messages)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -133,6 +133,25 @@ class Respondent(Protocol):
     async def close(self) -> None:
         """Lets connections and memory go."""
         ...
+
+
+def estimated_tokens(text: str) -> int:
+    """About how many tokens a text is.
+
+    >>> estimated_tokens("Why is that so?"), estimated_tokens("\u4e3a\u4ec0\u4e48?")
+    (3, 3)
+    """
+    num_ascii = len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
+    return num_ascii // CHARACTERS_PER_TOKEN + len(text) - num_ascii
+
+
+def whole_characters(text: str) -> str:
+    """A text with U+FFFD for every half of a surrogate pair, which JSON can spell and UTF-8 cannot.
+
+    >>> whole_characters("a\\ud83d")
+    'a\ufffd'
+    """
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def derived_seed(*parts: object) -> int:

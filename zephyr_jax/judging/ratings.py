@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from zephyr_jax.judging.protocol import AnswerSchema, Reply
+from zephyr_jax.judging.protocol import AnswerSchema, Reply, whole_characters
 
 DIGITS = ("1", "2", "3", "4", "5")
 NOT_APPLICABLE = "N/A"
@@ -66,7 +66,7 @@ def parse_ratings(text: str, num_answers: int, *, may_be_inapplicable: bool) -> 
     """
     fenced = _FENCE.fullmatch(text)
     try:
-        content = json.loads(fenced.group(1) if fenced else text)
+        content = json.loads(fenced.group(1) if fenced else text, object_pairs_hook=_once_each)
         entries = content["ratings"]
         found = {_place(entry["answer"]): _rating(entry, may_be_inapplicable) for entry in entries}
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -74,6 +74,14 @@ def parse_ratings(text: str, num_answers: int, *, may_be_inapplicable: bool) -> 
     if len(entries) != num_answers or set(found) != set(range(1, num_answers + 1)):
         return None
     return [found[number] for number in range(1, num_answers + 1)]
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; one that says a thing twice is not read, since which it means would be a guess."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError(pairs)
+    return content
 
 
 def _place(value: Any) -> int:
@@ -88,7 +96,7 @@ def _rating(entry: Any, may_be_inapplicable: bool) -> Rating:
     allowed = (*DIGITS, NOT_APPLICABLE) if may_be_inapplicable else DIGITS
     if text not in allowed or not isinstance(rationale, str) or not rationale.strip():
         raise ValueError(entry)
-    return Rating(text, rationale.strip())
+    return Rating(text, whole_characters(rationale.strip()))
 
 
 def expected_rating(reply: Reply) -> Rating | None:

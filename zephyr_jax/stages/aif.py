@@ -208,6 +208,12 @@ class _Feedback:
         )
         pairs = [binarise(record, how, report) for record in records]
         step.counts.update(report.as_dict())
+        if not report.num_pairs:
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in report.dropped.items())
+            raise Unfinished(
+                f"{step.name}: no pair of {report.num_rows} prompts by rule {options.rule}: {reasons}. The answers and "
+                "their scores are kept: another rule, margin or keep_ties with --new-run asks nobody again"
+            )
         return [pair for pair in pairs if pair is not None]
 
     def _check_failed(self, step: _Step, num_failed: int, num_calls: int) -> None:
@@ -216,8 +222,9 @@ class _Feedback:
             reasons = ", ".join(f"{kind} {count}" for kind, count in sorted(step.unusable.items()))
             raise Unfinished(
                 f"{step.name}: {num_failed} of {num_calls} questions have no usable answer ({reasons}), more than "
-                f"max_failed allows ({self.recipe.max_failed:.0%}). All answers are kept: start again to ask once more "
-                "where none came, or raise max_failed to go on without these"
+                f"max_failed allows ({self.recipe.max_failed:.0%}). All answers are kept, also what cannot be used: "
+                "start again to ask once more where none came; raise max_failed to go on without these; or take more "
+                "max_tries with --new-run"
             )
 
 
