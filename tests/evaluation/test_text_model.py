@@ -61,3 +61,27 @@ def test_weights_are_cast_once_to_the_compute_dtype(folder):
 def test_more_than_the_model_reads_is_refused(folder):
     with pytest.raises(InputError, match="max_length: got 65, wanted 1 to the 64 tokens"):
         open_text_model(str(folder), max_length=65)
+
+
+def test_answers_end_before_the_first_text_to_stop_at(model):
+    """Greedy answers of 20 bytes; with a letter of theirs to stop at, they are what stood before it."""
+    contexts = ["One", "Two and three", "y" * 40]
+    whole = model.generate_until(contexts, until=[], max_new_tokens=20, batch_size=2, name=None)
+    stop = next(letter for letter in whole[0][1:] if letter.isprintable())
+    cut = model.generate_until(contexts, until=[stop, ""], max_new_tokens=20, batch_size=2, name=None)
+    assert cut == [text.split(stop)[0] for text in whole]
+    assert any(len(short) < len(long) for short, long in zip(cut, whole, strict=True))
+
+
+def test_a_special_token_to_stop_at_is_seen_though_it_is_not_shown(model):
+    ids = np.array([*model.encode("ab", bos=False), model.tokenizer.eos_id, *model.encode("cd", bos=False)])
+    assert model._up_to(ids, ["</s>"]) == "ab" and model._up_to(ids, []) == "abcd" and model._up_to(ids, ["d"]) == "abc"
+
+
+def test_contexts_leave_room_for_the_answer(model, capsys):
+    """32 tokens are read: 12 of the context are left beside 20 of the answer."""
+    long = model.generate_until(["x" * 50 + "abcdefghijkl"], until=[], max_new_tokens=20)
+    assert "1 of 1 contexts lost tokens from their start" in capsys.readouterr().err
+    assert long == model.generate_until(["y" * 50 + "abcdefghijkl"], until=[], max_new_tokens=20, name=None)
+    with pytest.raises(InputError, match="max_new_tokens: got 32, wanted less than the 32"):
+        model.generate_until(["a"], until=[], max_new_tokens=32)

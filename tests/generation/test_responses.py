@@ -101,6 +101,20 @@ def test_every_prompt_of_a_text_up_to_2048_tokens_is_padded_to_one_of_seven_leng
     assert all(num_tokens <= padded_length(num_tokens) <= max(32, 2 * num_tokens) for num_tokens in range(1, 2049))
 
 
+def test_an_answer_ends_where_the_host_says_so_and_frees_its_row(monkeypatch):
+    """Asked every third token whether an 11th id has come: the answers are those of full length, cut no earlier than
+    where that holds and at most two tokens later, in the rows that the earlier ones left."""
+    monkeypatch.setattr(responses, "TOKENS_BETWEEN_LOOKS", 3)
+    options = OPTIONS | {"stop_ids": (), "max_new_tokens": 20}
+    whole = generate_responses(make_params(), PROMPTS, **options)
+    # An admitted row has its first token already: looks come after 4, 7, 10 ... tokens of the first two.
+    cut = generate_responses(make_params(), PROMPTS, has_ended=lambda ids: len(ids) > 10, **options)
+    for long, short in zip(whole, cut, strict=True):
+        assert len(long.ids) == 20 and long.finish_reason == "length"
+        assert 11 <= len(short.ids) <= 13 and short.finish_reason == "stop"
+        assert long.ids[: len(short.ids)].tolist() == short.ids.tolist()
+
+
 def test_no_prompts_give_no_answers():
     assert generate_responses(make_params(), [], **OPTIONS) == []
 

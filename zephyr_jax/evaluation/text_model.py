@@ -11,17 +11,23 @@ harness itself, tasks and their scores.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import jax
+import numpy as np
+from tqdm import tqdm
 
 from zephyr_jax import recipe, sharding
 from zephyr_jax.compilation import keep_compiled_programs
 from zephyr_jax.data.chat import ChatTokenizer, load_chat_tokenizer
 from zephyr_jax.evaluation.likelihoods import LogLikelihood, Request, loglikelihoods
 from zephyr_jax.generation.loading import default_dtype
+from zephyr_jax.generation.responses import iterate_responses
 from zephyr_jax.host_memory import keep_freed_memory
+from zephyr_jax.model.decoder import DecoderParams, prepare_params
 from zephyr_jax.model.mistral import PARTITION_RULES, ModelSettings, Params, abstract_params, cast_params
 from zephyr_jax.model.sources import open_weights
 from zephyr_jax.recipe import ModelShape
@@ -116,6 +122,89 @@ class TextModel:
             tokens_per_step=self.tokens_per_step,
             name=name,
         )
+
+    def generate_until(
+        self,
+        contexts: Sequence[str],
+        *,
+        until: Sequence[str],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 8,
+        name: str | None = "generations",
+    ) -> list[str]:
+        """How each text goes on, up to the first of the texts to stop at, which is left out, or a stop token.
+
+        Args:
+          contexts: not empty; the longest lose tokens from their start where the answer would not fit (counted, said).
+          until: texts to stop at.
+          max_new_tokens: the most tokens of an answer; less than `max_length`.
+          temperature: 0 is greedy.
+          top_p: share of the probability that is sampled from.
+          seed: of the sampling.
+          batch_size: answers made side by side.
+          name: of the progress bar; None: no bar.
+
+        Returns:
+          The answers, in the order of the contexts.
+
+        Raises:
+          InputError: an option is out of its range, or a context has no tokens.
+        """
+        room = self.max_length - max_new_tokens
+        if room < 1:
+            raise InputError(
+                f"max_new_tokens: got {max_new_tokens}, wanted less than the {self.max_length} tokens that are read"
+            )
+        whole = [np.array(self.encode(context), np.int32) for context in contexts]
+        num_truncated = sum(len(ids) > room for ids in whole)
+        if name and num_truncated:
+            print(
+                f"{name}: {num_truncated} of {len(whole)} contexts lost tokens from their start, to leave "
+                f"{max_new_tokens} of {self.max_length} for the answer",
+                file=sys.stderr,
+            )
+        stops = [text for text in until if text]
+        answers = iterate_responses(
+            self._decoder_params,
+            [ids[-room:] for ids in whole],
+            shape=self.shape,
+            settings=self.settings,
+            stop_ids=tuple(dict.fromkeys((*self.source.stop_ids, self.tokenizer.eos_id))),
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            has_ended=functools.partial(self._stops, stops=stops),
+            mesh=self.mesh,
+        )
+        texts = [""] * len(whole)
+        with tqdm(desc=name, total=len(whole), unit="answer", mininterval=0.5, disable=name is None) as bar:
+            for ended in answers:
+                for index, answer in ended.items():
+                    texts[index] = self._up_to(answer.ids, stops)
+                bar.update(len(ended))
+        return texts
+
+    def _stops(self, ids: np.ndarray, stops: Sequence[str]) -> bool:
+        text = self.tokenizer.decode(ids, skip_special_tokens=False)
+        return any(stop in text for stop in stops)
+
+    def _up_to(self, ids: np.ndarray, stops: Sequence[str]) -> str:
+        """The text of an answer before the first text to stop at; special tokens are seen there, and not shown."""
+        if self._stops(ids, stops):
+            ids = next(ids[:end] for end in range(len(ids) + 1) if self._stops(ids[:end], stops))
+        text = self.tokenizer.decode(ids)
+        return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
+
+    @functools.cached_property
+    def _decoder_params(self) -> DecoderParams:
+        """The weights laid out for decoding, beside the tree: made when texts are first asked for."""
+        assert self.params is not None, "load() comes before generate_until()"
+        return prepare_params(self.params, shape=self.shape, dtype=self.settings.compute_dtype, mesh=self.mesh)
 
 
 def open_text_model(

@@ -155,9 +155,11 @@ def decode(
     num_ended: jax.Array | int,
     seed: jax.Array | int,
     decoding: Decoding,
+    free_B: jax.Array | None = None,
+    num_steps: jax.Array | int | None = None,
     result_sharding: jax.sharding.Sharding | None = None,
 ) -> tuple[State, Responses]:
-    """Goes on with all rows until `num_ended` of them have ended.
+    """Goes on with all rows until `num_ended` of them have ended, or for `num_steps` tokens.
 
     Args:
       params: from prepare_params.
@@ -165,27 +167,32 @@ def decode(
       num_ended: rows that are empty are among them, and those that ended as they were admitted.
       seed: of the random numbers.
       decoding: the run.
+      free_B: rows that have ended whatever they say themselves: the host has ended them; None: none.
+      num_steps: the most tokens that a row gets; None: no bound but the response's length.
       result_sharding: how what the host reads lies; on several processes it must be on all of them.
 
     Returns:
       The rows, and what the host reads of them.
     """
     keys_B = make_row_keys(seed, state.rows.index_B)
+    most = decoding.max_new_tokens if num_steps is None else num_steps
+    if free_B is not None:
+        state = State(state.rows._replace(ended_B=state.rows.ended_B | free_B), state.ring)
 
-    def unfinished(state: State) -> jax.Array:
-        return jnp.sum(state.rows.ended_B) < num_ended
+    def unfinished(carry: tuple[State, jax.Array]) -> jax.Array:
+        state, step = carry
+        return (jnp.sum(state.rows.ended_B) < num_ended) & (step < most)
 
-    def advance(state: State) -> State:
-        rows = state.rows
-        hidden_BD, ring = decode_step(
-            params, rows.token_B, state.ring, positions_B=rows.position_B, shape=decoding.shape
-        )
+    def advance(carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
+        (rows, ring), step = carry
+        hidden_BD, ring = decode_step(params, rows.token_B, ring, positions_B=rows.position_B, shape=decoding.shape)
         # A row that goes on has all its tokens in its response: their number is that of the next one.
         token_B = sample_tokens(logits(params, hidden_BD), keys_B, step=rows.num_tokens_B, sampling=decoding.sampling)
         rows = rows._replace(position_B=rows.position_B + ~rows.ended_B)
-        return State(_record(rows, token_B, decoding=decoding), ring)
+        return State(_record(rows, token_B, decoding=decoding), ring), step + 1
 
-    state = _by_rows(jax.lax.while_loop(unfinished, advance, state))
+    state, _ = jax.lax.while_loop(unfinished, advance, (state, jnp.zeros((), jnp.int32)))
+    state = _by_rows(state)
     rows = state.rows
     responses = Responses(rows.tokens_BT, rows.num_tokens_B, rows.ended_B, rows.stopped_B)
     if result_sharding is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -27,6 +27,8 @@ from zephyr_jax.records import InputError
 SMALLEST_PADDED_TOKENS = 32
 # A quarter of the rows is refilled at once: on average an eighth of them stands idle, and prefill has some width.
 REFILLS_PER_BATCH = 4
+# How often the host is asked whether texts have ended: at half of it a row goes on too long, on average.
+TOKENS_BETWEEN_LOOKS = 16
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Response:
 
     Attributes:
       ids: int32 [T], the stop token left out; T is the response's number of tokens.
-      finish_reason: stop (a stop token came) or length (as many tokens as were allowed).
+      finish_reason: stop (a stop token came, or `has_ended` said so) or length (as many tokens as were allowed).
     """
 
     ids: np.ndarray
@@ -82,6 +84,7 @@ def iterate_responses(
     top_p: float = 1.0,
     seed: int = 0,
     row_indexes: Sequence[int] | None = None,
+    has_ended: Callable[[np.ndarray], bool] | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Iterator[dict[int, Response]]:
     """Answers prompts, shortest first; a row whose answer has ended takes the next prompt.
@@ -98,6 +101,8 @@ def iterate_responses(
       top_p: in (0, 1].
       seed: of the random numbers.
       row_indexes: the index that each prompt draws its random numbers by; None: its place in `prompts`.
+      has_ended: says of the ids of an unfinished answer whether it has ended, such as by a text to stop at; asked every
+        few tokens, so that an answer may hold some more. On several processes it must say the same in all of them.
       mesh: the mesh that the parameters are sharded on; None: they lie on one device.
 
     Yields:
@@ -161,16 +166,23 @@ def iterate_responses(
                 num_ended=np.int32(min(batch_size, answering.count(None) + refill_size)),
                 seed=np.uint32(seed),
                 decoding=decoding,
+                free_B=_place(np.array([index is None for index in answering]), mesh),
+                num_steps=np.int32(max_new_tokens if has_ended is None else TOKENS_BETWEEN_LOOKS),
                 result_sharding=None if mesh is None else sharding.replicated(mesh),
             )
         # Copied: the next call takes the state's memory.
         tokens_BT, num_tokens_B, ended_B, stopped_B = (np.array(array) for array in responses)
         ended: dict[int, Response] = {}
         for row, asked in enumerate(answering):
-            if asked is not None and ended_B[row]:
-                reason: Literal["stop", "length"] = "stop" if stopped_B[row] else "length"
-                ended[asked] = Response(tokens_BT[row, : num_tokens_B[row]].copy(), reason)
-                answering[row] = None
+            if asked is None:
+                continue
+            ids, stopped = tokens_BT[row, : num_tokens_B[row]].copy(), bool(stopped_B[row])
+            if not ended_B[row]:
+                if has_ended is None or not has_ended(ids):
+                    continue
+                stopped = True
+            ended[asked] = Response(ids, "stop" if stopped else "length")
+            answering[row] = None
         yield ended
 
 
