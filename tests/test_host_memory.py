@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from zephyr_jax.host_memory import peak_memory
 
 PROGRAM = """
 import ctypes
@@ -36,3 +39,10 @@ def test_what_xlas_threads_ask_for_comes_from_the_heap_that_is_kept():
         pytest.skip("the C library is not glibc")
     mapped, in_heap = map(int, result.stdout.split())  # MiB
     assert mapped < 16 and in_heap >= 8 * 16, result.stdout
+
+
+def test_peak_memory_is_the_process_where_the_device_does_not_count():
+    before, what = peak_memory()
+    held = np.ones(1 << 25)  # 256 MB, more than this process is likely to have given back
+    after, _ = peak_memory()
+    assert what == "resident memory of the process" and after >= before > 1e7 and held.nbytes < after

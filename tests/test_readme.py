@@ -32,7 +32,7 @@ def test_every_file_has_its_line_in_the_tree(repository: Path) -> None:
 
 def test_every_command_is_in_the_table(repository: Path) -> None:
     readme = (repository / "README.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| `(\w+) --", readme, flags=re.MULTILINE)) == set(COMMANDS)
+    assert set(re.findall(r"^\| `(\w+) (?:--|RUN_DIR)", readme, flags=re.MULTILINE)) == set(COMMANDS)
 
 
 def test_the_two_commands_are_targets_of_the_makefile(repository: Path) -> None:

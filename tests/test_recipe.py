@@ -14,6 +14,7 @@ from typing import Any
 import pydantic
 import pytest
 
+from zephyr_jax import recipe_file
 from zephyr_jax.recipe import (
     Data,
     Mesh,
@@ -377,6 +378,13 @@ def test_a_wrong_override_is_quoted_and_explained(write, override: str, expected
 
 
 # Differences, mesh, speed
+
+
+def test_what_is_not_at_its_default_is_listed_beside_it(write) -> None:
+    recipe = load_recipe(write(SMALL), ["seed=7", "ddpo.data.train=[{source: a.jsonl, limit: 5}, b.jsonl]"])
+    found = {key: (value, default) for key, value, default in recipe_file.non_defaults(recipe)}
+    assert found["seed"] == ("7", "42") and found["name"] == (recipe.name, "") and "output_dir" not in found
+    assert found["ddpo.data.train"] == ("[{source: a.jsonl, limit: 5}, b.jsonl]", "")
 
 
 def test_differences_are_named_by_dotted_keys(write) -> None:

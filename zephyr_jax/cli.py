@@ -33,6 +33,7 @@ COMMANDS = {
     "feedback": "AI feedback: models answer, a teacher scores, pairs come out",
     "evaluate": "AlpacaEval and MT-Bench with intervals, from stored judgments",
     "judge_agreement": "how far a judge agrees with one that is trusted more",
+    "report": "a run as one HTML page: curves, figures, its evaluation",
     "export": "a checkpoint as a Hugging Face folder",
     "bench": "step time, tokens/s, MFU and memory of a recipe on the devices at hand",
 }

@@ -1,4 +1,4 @@
-"""Keeps freed memory in the process, so that a CPU step does not pay for the same pages anew each time.
+"""Keeps freed memory in the process, so that a CPU step does not pay for the same pages anew; and the most in use.
 
 XLA's CPU backend takes a step's buffers from malloc and gives them back after it. glibc takes and returns such large
 pieces by mmap and munmap, and the kernel clears each page again at its first touch: with half a gigabyte of gradients
@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import resource
+import sys
+from pathlib import Path
 
 import jax
 
@@ -37,3 +40,21 @@ def keep_freed_memory() -> bool:
     for setting in _GIVING_BACK.items():
         mallopt(*setting)
     return False
+
+
+def peak_memory() -> tuple[int, str]:
+    """The most memory in use at any time since the process began, in bytes, and what that is.
+
+    Where the device keeps count, that of its allocator (the most of this process's devices); else the resident memory
+    of the process.
+    """
+    counts = [stats["peak_bytes_in_use"] for device in jax.local_devices() if (stats := device.memory_stats())]
+    if counts:
+        return max(counts), "of the device's allocator"
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss would count in the process that started this one
+        lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines() if ":" in line)
+        if "VmHWM" in lines:
+            return int(lines["VmHWM"].split()[0]) * 1024, "resident memory of the process"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "resident memory of the process"

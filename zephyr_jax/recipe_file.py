@@ -337,6 +337,33 @@ def differences(old: pydantic.BaseModel | Mapping[str, Any], new: pydantic.BaseM
     ]
 
 
+def non_defaults(options: pydantic.BaseModel, parent: Key = ()) -> list[tuple[str, str, str]]:
+    """(dotted key, value, default) of every key that is not at its default; a key that has none is always there."""
+    found = []
+    for name, field in type(options).model_fields.items():
+        value, key = getattr(options, name), (*parent, name)
+        if isinstance(value, pydantic.BaseModel):
+            found += non_defaults(value, key)
+        elif field.is_required():
+            found.append((_dotted(key), _plain(value), ""))
+        elif value != (default := field.get_default(call_default_factory=True)):
+            found.append((_dotted(key), _plain(value), _plain(default)))
+    return found
+
+
+def _plain(value: Any) -> str:
+    """A value as a recipe writes it, sources by what is not at its default."""
+    if isinstance(value, pydantic.BaseModel):
+        shorthand = getattr(type(value), "shorthand_key", None)
+        given = value.model_dump(mode="json", exclude_defaults=True)
+        return _plain(given if list(given) != [shorthand] else next(iter(given.values())))
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {_plain(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_plain, value))}]"
+    return _brief(value)
+
+
 _ABSENT = "(absent)"
 
 

@@ -43,8 +43,8 @@ def call(*arguments: str) -> tuple[int, str, str]:
     return status, out.getvalue(), err.getvalue()
 
 
-def _lines(stage_folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (stage_folder / "metrics.jsonl").read_text().splitlines()]
+def _lines(stage_folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (stage_folder / name).read_text().splitlines()]
 
 
 def _files(folder: Path) -> dict[str, int]:
@@ -73,7 +73,10 @@ def test_the_runs_folder_is_the_contracts(whole):
         assert {"metrics", "eval_metrics", "num_tokens", "seconds", "versions", "devices", "data"} <= set(summary)
         assert summary["metrics"] == [line for line in _lines(run / stage) if "loss" in line][-1]
         assert summary["eval_metrics"] == _lines(run / stage)[-1]
-        assert len(summary["devices"]) == len(jax.devices())
+        assert len(summary["devices"]) == len(jax.devices()) and summary["peak_memory"]["bytes"] > 1e7
+        began, ended = _lines(run / stage, "sessions.jsonl")
+        assert (began["after_step"], began["steps"]) == (0, summary["steps"]) and began["data"] == summary["data"]
+        assert (ended["after_step"], ended["how"]) == (summary["steps"], "done") and began["began"] <= ended["ended"]
     stores = sorted((folder / "runs" / "reference").iterdir())
     assert len(stores) == 2  # train and evaluation pairs
     assert all((store / "manifest.json").is_file() for store in stores)

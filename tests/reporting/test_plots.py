@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 
 from zephyr_jax.records import InputError
-from zephyr_jax.reporting.plots import Picture, _bin_edges
+from zephyr_jax.reporting.plots import MAX_POINTS, Picture, _bin_edges, _thinned
 
 
 def a_picture(name: str = "p") -> str:
     pytest.importorskip("matplotlib", reason="pictures need matplotlib (extra [report])")
     values = np.arange(1.0, 200.0)
-    picture = Picture(5, name=name, label='One "quoted" & <marked>')
+    picture = Picture(6, name=name, label='One "quoted" & <marked>')
     picture.histogram({"a": values, "b": values / 2}, title="t", x_label="x", log=True)
     picture.intervals([1, 2], [50, 60], [40, 50], [60, 70], title="t", x_label="x", y_label="y", level=50, log=True)
     picture.bubbles(values, values % 7, title="t", x_label="x", y_label="y")
     picture.named_intervals([("a", 5, 4, 6), ("b", 7, 6, 9)], title="t", x_label="x", level=6)
     picture.radar(["north", "east", "south"], {"a": [1, 2, 3]}, {"b": [3, 2, 1]}, title="t", top=4)
+    picture.lines({"a": (values, values)}, {"b": ([1, 9], [3, 4])}, title="t", x_label="step", level=1, marks=[5])
     return picture.svg()
 
 
@@ -57,3 +58,12 @@ def test_bins_hold_all_values_and_an_edge_stands_at_the_split() -> None:
     edges = _bin_edges(np.array([1.0, 1000.0]), 3, True, None)
     assert edges == pytest.approx([1, 10, 100, 1000])
     assert _bin_edges(np.array([5.0, 5.0]), 4, False, None)[-1] == 6
+
+
+def test_many_points_become_means_with_their_range_and_few_stay() -> None:
+    few = np.arange(5.0)
+    assert all(np.array_equal(part, few) for part in _thinned(few, few))
+    x = np.arange(2.0 * MAX_POINTS + 1)
+    mean_x, mean_y, least, most = _thinned(x, 2 * x)
+    assert len(mean_x) <= MAX_POINTS and mean_x[:2].tolist() == [1.0, 4.0] and np.allclose(mean_y, 2 * mean_x)
+    assert least[0] == 0 and most[0] == 4 and most[-1] == 2 * x[-1]

@@ -27,6 +27,8 @@ h1 { margin: 0; font-size: 1.7rem; } h2 { margin: 2.4rem 0 .6rem; font-size: 1.2
 .tile span { color: var(--soft); font-size: .85rem; }
 figure { margin: 1rem 0; } figure svg { display: block; width: 100%; height: auto; }
 svg text { font-family: system-ui, sans-serif; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: .3rem 1rem; }
+.panels figure { margin: .3rem 0; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { font-weight: 600; } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
@@ -95,10 +97,22 @@ def figure(svg: Html, caption: str) -> Html:
     return element("figure", svg, element("figcaption", caption))
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Html:
-    """A table; a column whose first cell is a number, or starts like one, is set to the right."""
+def panels(figures: Iterable[Html]) -> Html:
+    """Small pictures side by side, as many as the width has room for: one under another on a phone."""
+    return element("div", *figures, class_="panels")
+
+
+def folded(summary: object, *parts: object) -> Html:
+    """What opens when its summary is touched."""
+    return element("details", element("summary", summary), *parts)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, as_text: bool = False) -> Html:
+    """A table; unless `as_text`, a column whose first cell is a number, or starts like one, is set to the right."""
     body = [[_shown(cell) for cell in row] for row in rows]
-    numeric = [bool(cell) and (cell[0].isdigit() or cell[0] in "-+") for cell in body[0]] if body else []
+    numeric = (
+        [bool(cell) and (cell[0].isdigit() or cell[0] in "-+") for cell in body[0]] if body and not as_text else []
+    )
     kinds = ["number" if is_number else "text" for is_number in [*numeric, *[False] * (len(head) - len(numeric))]]
     lines = [
         element("tr", *(element("td", cell, class_=kind) for cell, kind in zip(row, kinds, strict=True)))

@@ -19,6 +19,7 @@ from zephyr_jax.reporting.page import Html
 
 INK, LINE, FIRST, SECOND = "#010203", "#010204", "#010205", "#010206"
 _PAGE_COLOURS = {INK: "currentColor", LINE: "var(--line)", FIRST: "var(--first)", SECOND: "var(--second)"}
+MAX_POINTS = 300
 _SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "zephyr", "font.size": 10, "axes.edgecolor": LINE, "axes.labelcolor": INK,
     "axes.titlesize": 10.5, "text.color": INK, "xtick.color": INK,
@@ -49,12 +50,13 @@ class Picture:
     svg = picture.svg()
     """
 
-    def __init__(self, num_panels: int, *, name: str, label: str, height: float = 2.9) -> None:
+    def __init__(self, num_panels: int, *, name: str, label: str, height: float = 2.9, width: float = 10.0) -> None:
         """Args:
           num_panels: axes side by side.
           name: what the ids inside the SVG begin with; one of its own for each picture of a page.
           label: what the picture shows, for those who cannot see it.
-          height: inches, of 10 in width.
+          height: inches.
+          width: inches; what is as wide as the page has 10.
 
         Raises:
           InputError: matplotlib is not installed.
@@ -65,7 +67,7 @@ class Picture:
 
         self._settings = matplotlib.rc_context(_SETTINGS)
         with self._settings:
-            self._figure = Figure(figsize=(10, height))
+            self._figure = Figure(figsize=(width, height))
             self._axes = list(np.atleast_1d(self._figure.subplots(1, num_panels)))
         self._context, self._name, self._label = matplotlib.rc_context, name, label
 
@@ -134,6 +136,42 @@ class Picture:
             axes.axhline(level, color=INK, linewidth=1, linestyle="--", alpha=0.6)
         axes.vlines(x, low, high, color=FIRST, linewidth=1.6)
         axes.plot(x, y, "o", color=FIRST, markersize=5)
+
+    def lines(
+        self,
+        series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+        points: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+        *,
+        title: str,
+        x_label: str,
+        level: float | None = None,
+        marks: Sequence[float] = (),
+    ) -> None:
+        """Values over steps. Of more than MAX_POINTS the means of equally many are drawn, in a band from least to most.
+
+        Args:
+          series: name -> (x, y), one or two, as lines.
+          points: name -> (x, y), as discs: of one series in the other colour, of two in theirs.
+          title: above the panel.
+          x_label: what x is.
+          level: where a dashed line stands.
+          marks: x values where something happened, as dotted upright lines.
+        """
+        axes = self._next_panel(title, x_label, "")
+        for (name, (x, y)), colour in zip(series.items(), (FIRST, SECOND), strict=False):
+            mean_x, mean_y, least, most = _thinned(np.asarray(x, float), np.asarray(y, float))
+            axes.plot(mean_x, mean_y, color=colour, linewidth=1.4, label=name)
+            if len(mean_x) < len(x):
+                axes.fill_between(mean_x, least, most, color=colour, alpha=0.18, linewidth=0)
+        for (name, (x, y)), colour in zip(points.items(), (FIRST, SECOND)[2 - max(len(series), 1) :], strict=False):
+            axes.plot(x, y, "o", color=colour, markersize=4, label=name)
+        if level is not None:
+            axes.axhline(level, color=INK, linewidth=1, linestyle="--", alpha=0.6)
+        for mark in marks:
+            axes.axvline(mark, color=INK, linewidth=1, linestyle=":", alpha=0.6)
+        axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+        if len(series) + len(points) > 1:
+            axes.legend(frameon=False, labelcolor=INK, fontsize=8)
 
     def bubbles(
         self, x: np.ndarray, y: np.ndarray, *, title: str, x_label: str, y_label: str, num_bins: int = 22
@@ -260,6 +298,16 @@ class Picture:
         label = self._label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
         names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
         return f'<svg {names} viewBox="{match[1]}" role="img" aria-label="{label}">'
+
+
+def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Means of x and of y, least and most of y, over runs of equally many; the values themselves where they are few."""
+    if len(x) <= MAX_POINTS:
+        return x, y, y, y
+    starts = np.arange(0, len(x), -(-len(x) // MAX_POINTS))
+    counts = np.diff([*starts, len(x)])
+    sums = [np.add.reduceat(values, starts) / counts for values in (x, y)]
+    return sums[0], sums[1], np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)
 
 
 def _bin_edges(values: np.ndarray, num_bins: int, log: bool, split_at: float | None) -> np.ndarray:

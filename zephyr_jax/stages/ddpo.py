@@ -30,6 +30,7 @@ from zephyr_jax.stages.start import (
     StartModel,
     base_model,
     model_settings,
+    run_facts,
     say,
     say_attention,
     stage_model,
@@ -178,11 +179,14 @@ def run_ddpo(run: Run, data: DdpoData, *, on_evaluation: OnEvaluation) -> None:
         check_first_step=functools.partial(check_start, options, run.recipe.model.compute_dtype),
         trackers=run.recipe.trackers,
         data_fingerprint=data.train.fingerprint(),
+        facts=run_facts(run, data.reports()),
     )
     result = run_stage(task, mesh=run.mesh, peers=run.peers)
     first = {
         "start_loss": result.first_metrics["loss"],
+        "start_loss_at_zero_margin": loss_at_zero_margin(beta=options.beta, loss=options.loss),
         "start_max_abs_margin_over_beta": result.first_metrics["rewards/max_abs_margin"] / options.beta,
+        "start_tolerance": START_TOLERANCE[run.recipe.model.compute_dtype],
     }
     finish_stage(run, "ddpo", result=result, shape=start.shape, reports=data.reports(), batches=batches, notes=first)
 

@@ -19,7 +19,7 @@ from zephyr_jax.recipe import Dsft, Source
 from zephyr_jax.records import Conversation, InputError, ReadReport
 from zephyr_jax.sharding import num_row_shards
 from zephyr_jax.stages.outcome import finish_stage
-from zephyr_jax.stages.start import OnEvaluation, Run, base_model, model_settings, say, say_attention
+from zephyr_jax.stages.start import OnEvaluation, Run, base_model, model_settings, run_facts, say, say_attention
 from zephyr_jax.training.loop import StageTask, evaluate_batches, run_stage
 from zephyr_jax.training.objectives import sft_objective
 
@@ -162,6 +162,7 @@ def run_dsft(run: Run, data: DsftData, *, on_evaluation: OnEvaluation) -> None:
         evaluate=evaluate,
         trackers=run.recipe.trackers,
         data_fingerprint=data.train.fingerprint(),
+        facts=run_facts(run, data.reports()),
     )
     result = run_stage(task, mesh=run.mesh, peers=run.peers)
     finish_stage(run, "dsft", result=result, shape=start.shape, reports=data.reports(), batches=batches)

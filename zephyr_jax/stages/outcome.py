@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from zephyr_jax.data.loader import StepBatches
+from zephyr_jax.host_memory import peak_memory
 from zephyr_jax.model.hf_folder import save_model
 from zephyr_jax.recipe import ModelShape
 from zephyr_jax.records import ReadReport
-from zephyr_jax.stages.start import Run, say
+from zephyr_jax.stages.start import Run, run_facts, say
 from zephyr_jax.training.loop import StageResult
 from zephyr_jax.training.metrics import write_json
 
@@ -61,6 +58,7 @@ def finish_stage(
         overwrite=True,
         writes=run.peers.is_first,
     )
+    peak_bytes, measured = peak_memory()
     summary = {
         "stage": stage,
         "steps": batches.num_steps,
@@ -70,14 +68,10 @@ def finish_stage(
         "seconds": round(result.seconds, 3),
         "data_wait_share": round(result.data_wait_share, 5),
         "compilation": result.compilation,
-        "data": {split: report.as_dict() for split, report in reports.items()},
         "batches": batches.statistics(),
-        "devices": [str(device) for device in run.mesh.devices.flat],
-        "mesh": dict(run.mesh.shape),
-        "processes": run.peers.count,
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")}
-        | {"python": platform.python_version(), "backend": jax.default_backend()},
-    } | dict(notes or {})
+        "peak_memory": {"bytes": peak_bytes, "of": measured},
+    } | run_facts(run, reports)
+    summary |= dict(notes or {})
     if run.peers.is_first:
         write_json(folder / "summary.json", summary)
     run.peers.check_all_see(folder / "summary.json")

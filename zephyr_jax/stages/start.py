@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
+import platform
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from zephyr_jax.model.weight_source import WeightSource, check_shape
 from zephyr_jax.peers import ALONE, Peers
 from zephyr_jax.processes import describe_devices
 from zephyr_jax.recipe import ModelShape, Recipe, RowLayout
-from zephyr_jax.records import InputError
+from zephyr_jax.records import InputError, ReadReport
 from zephyr_jax.sharding import describe_mesh, make_mesh, tree_shardings
 
 OnEvaluation = Callable[[str, Params, int], None]
@@ -137,6 +139,20 @@ def check_start_model(run: Run) -> None:
     for stage in run.recipe.stages:
         options = getattr(run.recipe, stage)
         chosen_attention(model_settings(run.recipe, rows=options.row_layout), start.shape, options.longest_row)
+
+
+def run_facts(run: Run, reports: Mapping[str, ReadReport]) -> dict[str, Any]:
+    """What a stage's files say of the run beside its figures: rows lost by split, devices, processes, versions."""
+    devices = list(run.mesh.devices.flat)
+    return {
+        "data": {split: report.as_dict() for split, report in reports.items()},
+        "devices": [str(device) for device in devices],
+        "device_kind": devices[0].device_kind,
+        "mesh": dict(run.mesh.shape),
+        "processes": run.peers.count,
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")}
+        | {"python": platform.python_version(), "backend": jax.default_backend()},
+    }
 
 
 def _tokenizer_name(recipe: Recipe) -> str:

@@ -11,9 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +23,7 @@ import numpy as np
 from zephyr_jax.compilation import Program, ProgramMemory, bytes_per_device, compile_ahead
 from zephyr_jax.data.loader import StepBatches
 from zephyr_jax.data.prefetch import prefetch
+from zephyr_jax.host_memory import peak_memory
 from zephyr_jax.model.mistral import ModelSettings, abstract_params
 from zephyr_jax.planning.flops import FlopCount, count_flops
 from zephyr_jax.recipe import StageOptions
@@ -318,21 +317,3 @@ def step_work(batch: HostBatch, *, window: int | None) -> StepWork:
         num_positions=real_ABT.size,
         num_visible=int(np.sum(visible_ABT, where=real_ABT)),
     )
-
-
-def peak_memory() -> tuple[int, str]:
-    """The most memory in use at any time since the process began, in bytes, and what that is.
-
-    Where the device keeps count, that of its allocator (the most of this process's devices); else the resident memory
-    of the process.
-    """
-    counts = [stats["peak_bytes_in_use"] for device in jax.local_devices() if (stats := device.memory_stats())]
-    if counts:
-        return max(counts), "of the device's allocator"
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would count in the process that started this one
-        lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines() if ":" in line)
-        if "VmHWM" in lines:
-            return int(lines["VmHWM"].split()[0]) * 1024, "resident memory of the process"
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "resident memory of the process"

@@ -14,13 +14,14 @@ from typing import Any
 
 import jax
 
+from zephyr_jax.host_memory import peak_memory
 from zephyr_jax.model.mistral import abstract_params
 from zephyr_jax.planning.chips import chip_at_hand
 from zephyr_jax.planning.matmul_ceiling import matmul_ceiling
 from zephyr_jax.planning.model_flops import FORMULA, model_flops
 from zephyr_jax.recipe import ModelShape
 from zephyr_jax.stages.start import Run, base_model, say
-from zephyr_jax.stages.timing import Timing, peak_memory
+from zephyr_jax.stages.timing import Timing
 
 MOST_CEILING_TOKENS = {"cpu": 1024}  # a larger product is no faster there, and takes long
 ACCELERATOR_CEILING_TOKENS = 8192

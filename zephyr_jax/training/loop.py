@@ -30,7 +30,7 @@ from zephyr_jax.records import InputError
 from zephyr_jax.sharding import local_rows, num_row_shards, place_batch, replicated
 from zephyr_jax.training.activations import activation_bytes
 from zephyr_jax.training.checkpoint import Checkpoints
-from zephyr_jax.training.metrics import MetricsLog, ProgressBar
+from zephyr_jax.training.metrics import MetricsLog, ProgressBar, SessionLog
 from zephyr_jax.training.objectives import Objective, Totals
 from zephyr_jax.training.sharded_step import make_sharded_step
 from zephyr_jax.training.step import TrainState, add_totals, finish, make_eval_step
@@ -55,6 +55,7 @@ class StageTask:
       check_first_step: called with the first step's metrics of a fresh run.
       trackers: see MetricsLog.
       data_fingerprint: hash of the training rows; a run does not go on with others.
+      facts: what sessions.jsonl says of each sitting beside its times.
     """
 
     name: str
@@ -69,6 +70,7 @@ class StageTask:
     check_first_step: Callable[[Mapping[str, float]], None] | None = None
     trackers: Sequence[str] = ()
     data_fingerprint: str = ""
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -188,6 +190,14 @@ class _Session:
         self._start, self._num_tokens = progress["step"], progress["num_tokens"]
         self._earlier_seconds, self._began = progress["seconds"], time.perf_counter()
         self._log = MetricsLog(task.folder, after_step=self._start, trackers=task.trackers, writes=peers.is_first)
+        self._last_step = self._start
+        self._sessions = SessionLog(
+            task.folder,
+            facts=task.facts,
+            after_step=self._start,
+            num_steps=task.batches.num_steps,
+            writes=peers.is_first,
+        )
         self._bar: ProgressBar | None = None
         self._programs: dict[tuple[int, ...], Program] = {}
         self._compilation: dict[str, Any] = {"train_steps": []}
@@ -201,8 +211,12 @@ class _Session:
                 state, wait_share = self._train(state)
             steps = [record for record in self._log.records() if "loss" in record]
             evaluations = [record for record in self._log.records() if "eval/loss" in record]
+        except BaseException as error:
+            self._sessions.end(_how_ended(error), after_step=self._last_step)
+            raise
         finally:
             self._close()  # whatever happened, the checkpoint being written is waited for
+        self._sessions.end("done", after_step=self._last_step)
         return StageResult(
             params=state.params,
             first_metrics=steps[0],
@@ -329,6 +343,7 @@ class _Session:
     ) -> None:
         task = self._task
         self._num_tokens += num_tokens
+        self._last_step = step
         rate, wait_share = num_tokens / seconds, waited_seconds / (waited_seconds + seconds)
         assert self._bar is not None
         self._bar.advance(loss=values["loss"], tokens_per_second=rate, data_wait_share=wait_share)
@@ -364,6 +379,12 @@ class _Session:
             self._bar.close()
         self._checkpoints.close()
         self._log.close()
+
+
+def _how_ended(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _shape_text(shape: Sequence[int]) -> str:

@@ -1,10 +1,11 @@
-"""What a run says of itself: metrics.jsonl, TensorBoard events if asked for, and the progress bar.
+"""What a run says of itself: metrics.jsonl, sessions.jsonl, TensorBoard events if asked for, and the progress bar.
 
 Not here: what the metrics mean (objectives.py) and the run's report.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import tempfile
@@ -92,6 +93,44 @@ class MetricsLog:
             self._file.close()
         if self._events is not None:
             self._events.close()
+
+
+class SessionLog:
+    """sessions.jsonl: a line when a sitting at a stage begins and one when it ends; a kill leaves out the second.
+
+    {"began": TIME, "after_step": 0, "steps": 700, ...facts} {"ended": TIME, "after_step": 700, "how": "done"}
+
+    Args:
+      folder: the stage's folder.
+      facts: what the sitting runs on, and what else is known from its start.
+      after_step: the step that it goes on from.
+      num_steps: steps of the stage.
+      writes: False writes nothing: for all processes of a run but the first.
+    """
+
+    def __init__(self, folder: Path, *, facts: Mapping[str, Any], after_step: int, num_steps: int, writes: bool = True):
+        self._path = folder / "sessions.jsonl" if writes else None
+        if writes:
+            keep_lines(folder / "sessions.jsonl", lambda record: True)  # what a kill has torn goes
+        self._write({"began": _now(), "after_step": after_step, "steps": num_steps} | dict(facts))
+
+    def end(self, how: str, *, after_step: int) -> None:
+        """Writes the second line.
+
+        Args:
+          how: done, interrupted, or the error's name and message.
+          after_step: the last step that was made.
+        """
+        self._write({"ended": _now(), "after_step": after_step, "how": how})
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _open_events(folder: Path, after_step: int) -> Any:

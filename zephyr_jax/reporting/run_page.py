@@ -1,0 +1,146 @@
+"""A run as one self-contained HTML page: what was run, its stages, held-out figures, AI feedback, evaluations.
+
+Whatever the run's folder does not have is not there. Not here: reading the folder (run_files.py), a stage's section
+(stage_page.py), and the blocks of an evaluation, which are handed in.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Sequence
+
+from zephyr_jax.recipe_file import non_defaults
+from zephyr_jax.reporting.blocks import Block, blocks_html, tiles_of
+from zephyr_jax.reporting.page import Html, bullets, element, folded, page, section, table, tiles
+from zephyr_jax.reporting.run_files import FEEDBACK_STEPS, RunFiles, StageFiles
+from zephyr_jax.reporting.stage_page import NAMES, duration, stage_section, state_of, time_text
+
+
+def run_page(run: RunFiles, evaluation: Sequence[Block], *, evaluation_note: str, now: float) -> str:
+    """The whole page.
+
+    Args:
+      run: what its folder says.
+      evaluation: blocks of its evaluation; none: there is none.
+      evaluation_note: how their intervals are to be read.
+      now: seconds since 1970, for the page's date and what is still going.
+
+    Raises:
+      InputError: matplotlib is not installed.
+    """
+    date = datetime.datetime.fromtimestamp(now, datetime.UTC)
+    name = run.recipe.name if run.recipe else run.folder.name
+    parts: list[Html] = []
+    if run.problems:
+        parts.append(section("Not all could be read", bullets(run.problems)))
+    if run.recipe_text or run.stages:
+        parts.append(section("What was run", *_what_was_run(run)))
+    parts += [stage_section(stage, run.recipe, now=now) for stage in run.stages]
+    if run.held_out:
+        parts.append(section("Held-out rows", *_held_out(run)))
+    if run.feedback:
+        parts.append(section("AI feedback", *_feedback(run)))
+    sections = blocks_html(evaluation, name="e")
+    if sections:
+        parts += [section("Evaluation", element("p", f"{evaluation_note}.", class_="soft")), *sections]
+    subtitle = f"{run_state(run, now=now)} This page was written on {date:%Y-%m-%d at %H:%M} UTC."
+    return page(f"Run: {name}", subtitle, tiles(_figures(run) | tiles_of(evaluation)), *parts)
+
+
+def run_state(run: RunFiles, *, now: float) -> str:
+    """One sentence for each stage."""
+    begun = {stage.name: stage for stage in run.stages}
+    names = [name for name in NAMES if name in begun or (run.recipe and name in run.recipe.stages)]
+    states = [f"{NAMES[name]}: {state_of(begun[name], now=now) if name in begun else 'not begun'}." for name in names]
+    return " ".join(states)
+
+
+def _figures(run: RunFiles) -> dict[str, str]:
+    figures = {}
+    for stage in run.stages:
+        if not stage.steps:
+            continue
+        name = NAMES[stage.name]
+        figures[f"{name} steps"] = f"{stage.last_step:,}" + (f" of {stage.num_steps:,}" if stage.num_steps else "")
+        if stage.summary is not None:
+            figures[f"{name} time"] = duration(stage.summary["seconds"])
+        figures[f"{name} loss, last step"] = f"{stage.steps[-1]['loss']:.4f}"
+        if stage.evaluations:
+            last = stage.evaluations[-1]
+            figures[f"{name} loss, held out"] = f"{last['eval/loss']:.4f}"
+            if "eval/rewards/accuracies" in last:
+                figures[f"{name} reward accuracy, held out"] = f"{last['eval/rewards/accuracies']:.1%}"
+    return figures
+
+
+def _what_was_run(run: RunFiles) -> Iterator[Html]:
+    if run.stages:
+        yield table(("", *(NAMES[stage.name] for stage in run.stages)), list(_fact_rows(run.stages)), as_text=True)
+    if run.recipe is not None:
+        rows = non_defaults(run.recipe)
+        yield element("p", "The recipe, where it has no default or differs from it:", class_="soft")
+        yield folded(f"{len(rows)} keys", table(("key", "value", "default"), rows, as_text=True))
+    if run.recipe_text:
+        yield folded("The whole recipe", element("pre", run.recipe_text))
+
+
+def _fact_rows(stages: Sequence[StageFiles]) -> Iterator[list[str]]:
+    def began(stage: StageFiles) -> str:
+        return time_text(stage.sessions[0].began["began"]) if stage.sessions else ""
+
+    def ended(stage: StageFiles) -> str:
+        last = stage.sessions[-1].ended if stage.sessions else None
+        return time_text(last["ended"]) if last else ""
+
+    def devices(stage: StageFiles) -> str:
+        facts = stage.facts
+        if "devices" not in facts:
+            return ""
+        mesh = ", ".join(f"{axis} {size}" for axis, size in facts["mesh"].items())
+        kind = facts.get("device_kind") or facts["versions"]["backend"]
+        return f"{len(facts['devices'])} x {kind}; mesh {mesh}; {facts['processes']} process(es)"
+
+    def versions(stage: StageFiles) -> str:
+        return ", ".join(f"{name} {version}" for name, version in stage.facts.get("versions", {}).items())
+
+    def seconds(stage: StageFiles) -> str:
+        return duration(stage.summary["seconds"]) if stage.summary else ""
+
+    for name, text in {
+        "began": began, "ended": ended, "time, all sittings": seconds, "devices": devices, "versions": versions,
+    }.items():  # fmt: skip
+        cells = [text(stage) for stage in stages]
+        if any(cells):
+            yield [name, *cells]
+
+
+def _held_out(run: RunFiles) -> Iterator[Html]:
+    with_dsft = any(stage.name == "dsft" for stage in run.stages)
+    names = {"base": f"before {'dSFT' if with_dsft else 'dDPO'}", "dsft": "after dSFT", "ddpo": "after dDPO"}
+    forms = {
+        "loss": ("loss on held-out dialogues, nats a token", "{:.4f}"),
+        "preference_accuracy": ("pairs with the chosen answer more probable", "{:.1%}"),
+        "exact_answers": ("answers exactly right, greedy", "{:.1%}"),
+    }
+    rows = [
+        [title, *(form.format(found[key]) if key in found else "-" for found in run.held_out.values())]
+        for key, (title, form) in forms.items()
+        if any(key in found for found in run.held_out.values())
+    ]
+    yield table(("", *(names.get(label, label) for label in run.held_out)), rows)
+
+
+def _feedback(run: RunFiles) -> Iterator[Html]:
+    rows = []
+    for step in FEEDBACK_STEPS:
+        counts = run.feedback.get(step)
+        shown = "not there" if counts is None else "; ".join(_count_text(key, value) for key, value in counts.items())
+        rows.append([step, shown])
+    yield table(("step", "counts"), rows, as_text=True)
+
+
+def _count_text(key: str, value: object) -> str:
+    name = key.replace("_", " ")
+    if isinstance(value, dict):
+        return f"{name}: {', '.join(f'{inner} {count}' for inner, count in value.items()) or 'none'}"
+    return f"{name} {value}"

@@ -1,0 +1,60 @@
+"""The report of a run: its folder, its evaluation among it, as runs/NAME/report.html."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import time
+from pathlib import Path
+
+from zephyr_jax.cli import open_output
+from zephyr_jax.evaluation.report import intervals_note, read_blocks
+from zephyr_jax.reporting.blocks import Block
+from zephyr_jax.reporting.plots import require_matplotlib
+from zephyr_jax.reporting.run_files import RunFiles, read_run
+from zephyr_jax.reporting.run_page import run_page, run_state
+
+
+def write_run_report(folder: Path, out: Path) -> str:
+    """Writes the page of a run, whole or not at all.
+
+    Args:
+      folder: the run's.
+      out: the page's file.
+
+    Returns:
+      What there is to say of it: the state of each stage, and what could not be read, a line each.
+
+    Raises:
+      InputError: `folder` is no run's, `out` cannot be written, or matplotlib is not installed.
+    """
+    require_matplotlib()
+    now, run = time.time(), read_run(folder)
+    blocks, note, problems = _evaluation(run)
+    run = dataclasses.replace(run, problems=(*run.problems, *problems))
+    text = run_page(run, blocks, evaluation_note=note, now=now)
+    with open_output(out) as file:
+        file.write(text)
+    return "\n".join(filter(None, [run_state(run, now=now), *run.problems]))
+
+
+def _evaluation(run: RunFiles) -> tuple[list[Block], str, list[str]]:
+    if run.evaluation is None:
+        return [], "", []
+    try:
+        return read_blocks(run.evaluation), intervals_note(run.evaluation), []
+    except (ValueError, KeyError, TypeError) as error:
+        return [], "", [f"evaluation/results.json is left out ({error}): run evaluate again with this version"]
+
+
+def report_after_training(folder: Path) -> str:
+    """Writes the page at the end of a run that is done, which it must not fail: what happened is the text returned."""
+    command = f"python -m zephyr_jax.report {folder}"
+    if importlib.util.find_spec("matplotlib") is None:
+        install = "pip install 'zephyr-jax[report]' (in a checkout: pip install -e '.[report]')"
+        return f"report: not written, since matplotlib is not installed: {install}, then {command}"
+    try:
+        write_run_report(folder, folder / "report.html")
+    except Exception as error:
+        return f"report: not written ({type(error).__name__}: {error}); the run is done; to try again: {command}"
+    return f"report: {folder / 'report.html'}"
