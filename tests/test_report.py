@@ -146,6 +146,9 @@ def test_the_page_goes_where_it_is_told_and_nothing_half_written_stays(run: Path
     assert report.main([str(run), "--out", str(out)]) == 1 and out.read_bytes() == before
     assert not list(tmp_path.glob("*.partial"))
     assert report_after_training(run).startswith("report: not written (ZeroDivisionError")
+    monkeypatch.undo()
+    assert report_after_training(run) == f"report: {run / 'report.html'}"
+    assert report_after_training(run) == f"report: {run / 'report.html'} is there already"
 
 
 def test_without_matplotlib_both_ways_say_what_to_install(run: Path, monkeypatch, capsys) -> None:

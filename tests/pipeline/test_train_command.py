@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import math
@@ -172,6 +173,8 @@ def test_a_second_call_does_nothing_and_says_so(whole):
     before = _files(folder)
     status, again, err = call("--config", str(folder / "whole.yaml"))
     assert status == 0 and again == out
+    if importlib.util.find_spec("matplotlib"):
+        assert "report.html is there already" in err
     assert "dsft: done already" in err and "ddpo: done already" in err
     assert err.count(f"found tokenised in {folder}/runs/tokenised/") == 4
     assert _files(folder) == before

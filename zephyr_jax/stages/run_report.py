@@ -49,12 +49,16 @@ def _evaluation(run: RunFiles) -> tuple[list[Block], str, list[str]]:
 
 def report_after_training(folder: Path) -> str:
     """Writes the page at the end of a run that is done, which it must not fail: what happened is the text returned."""
+    page = folder / "report.html"
+    results = [*folder.glob("*/summary.json"), *folder.glob("held_out.json")]
+    if page.exists() and all(page.stat().st_mtime >= file.stat().st_mtime for file in results):
+        return f"report: {page} is there already"
     command = f"python -m zephyr_jax.report {folder}"
     if importlib.util.find_spec("matplotlib") is None:
         install = "pip install 'zephyr-jax[report]' (in a checkout: pip install -e '.[report]')"
         return f"report: not written, since matplotlib is not installed: {install}, then {command}"
     try:
-        write_run_report(folder, folder / "report.html")
+        write_run_report(folder, page)
     except Exception as error:
         return f"report: not written ({type(error).__name__}: {error}); the run is done; to try again: {command}"
-    return f"report: {folder / 'report.html'}"
+    return f"report: {page}"
