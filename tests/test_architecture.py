@@ -44,6 +44,7 @@ BASE = (
     "feedback_recipe",
     "respondent_options",
     "evaluation_recipe",
+    "academic_options",
     "recipe_file",
     "yaml_nodes",
     "records",
@@ -54,11 +55,15 @@ BASE = (
 WITHOUT_JAX = (*BASE[1:], "data", "reporting")
 JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 
+# The modules that type options.
+OPTIONS = (
+    "recipe", "feedback_recipe", "evaluation_recipe", "academic_options", "respondent_options", "recipe_file",
+)  # fmt: skip
 # Foreign library -> the modules (or folders) that may import it.
 DOORS = {
     "ruamel": ("yaml_nodes",),
-    "pydantic": ("recipe", "feedback_recipe", "evaluation_recipe", "respondent_options", "recipe_file"),
-    "pydantic_core": ("recipe", "feedback_recipe", "evaluation_recipe", "respondent_options", "recipe_file"),
+    "pydantic": OPTIONS,
+    "pydantic_core": OPTIONS,
     "datasets": ("data",),
     "tensorflow_datasets": ("data",),
     "pyarrow": ("data",),
@@ -76,6 +81,7 @@ DOORS = {
     "matplotlib": ("reporting.plots",),
     "tensorboardX": ("training.metrics",),
     "sklearn": ("evaluation.length_control",),
+    "langdetect": ("evaluation.academic.instruction_checks",),
     "openai": ("judging",),
     "datasketch": ("judging",),
 }
@@ -83,7 +89,7 @@ NEVER = {"torch", "trl", "accelerate", "tensorflow", "sentencepiece", "grain", "
 # Seconds to import, or optional: only inside the function that needs them.
 LAZY = {
     "transformers", "datasets", "tensorflow_datasets", "huggingface_hub", "gguf", "tensorboardX", "pyarrow", "openai",
-    "datasketch", "matplotlib", "sklearn",
+    "datasketch", "matplotlib", "sklearn", "langdetect",
 }  # fmt: skip
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -239,7 +245,7 @@ def test_nothing_works_at_import(path: Path) -> None:
 def test_every_foreign_library_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = list(project["dependencies"])
-    for extra in ("smollm2", "tensorboard", "feedback", "report", "evaluate"):
+    for extra in ("smollm2", "tensorboard", "feedback", "report", "evaluate", "ifeval"):
         declared += project["optional-dependencies"][extra]
     names = {re.split(r"[^\w.-]", text)[0].lower().replace("-", "_").replace(".", "_") for text in declared}
     provided = {

@@ -158,7 +158,7 @@ def test_a_mistake_in_the_recipe_is_named(recipe: Path, override: str, message: 
 def test_a_recipe_without_anything_to_evaluate_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("name: nothing\n")
-    with pytest.raises(InputError, match="none of the blocks alpaca_eval, mt_bench, agreement"):
+    with pytest.raises(InputError, match="none of the blocks alpaca_eval, mt_bench, academic, agreement"):
         load_evaluation_recipe(path)
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from zephyr_jax import recipe_file, yaml_nodes
+from zephyr_jax.academic_options import AcademicOptions
 from zephyr_jax.recipe import Count, Flag, FolderName, Options, Seed, Share, Text
 from zephyr_jax.respondent_options import Budget, Calls, ModelOptions, Temperature, models_as_tree
 
@@ -289,6 +290,7 @@ class EvaluationRecipe(Options):
     alpaca_eval: AlpacaEvalOptions | None = None
     mt_bench: MtBenchOptions | None = None
     agreement: tuple[AgreementOptions, ...] = ()
+    academic: AcademicOptions | None = None
     models: dict[str, ModelOptions] = Field(default_factory=dict)
     budget: Budget = Budget()
     calls: Calls = Calls()
@@ -303,9 +305,9 @@ class EvaluationRecipe(Options):
                 if name not in self.models
             ]
         )
-        if self.alpaca_eval is None and self.mt_bench is None and not self.agreement:
+        if self.alpaca_eval is None and self.mt_bench is None and self.academic is None and not self.agreement:
             recipe_file.raise_problems(
-                [("", "has none of the blocks alpaca_eval, mt_bench, agreement; wanted at least one")]
+                [("", "has none of the blocks alpaca_eval, mt_bench, academic, agreement; wanted at least one")]
             )
         return self
 

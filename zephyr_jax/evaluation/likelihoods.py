@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -52,6 +52,31 @@ class LogLikelihood(NamedTuple):
 
 
 def loglikelihoods(
+    params: Params, requests: Sequence[Request], *, name: str | None = "log-likelihoods", **options: Any
+) -> list[LogLikelihood]:
+    """Scores continuations after their contexts.
+
+    Args:
+      params, requests: see iterate_loglikelihoods.
+      name: of the progress bar; None: no bar.
+      **options: see iterate_loglikelihoods.
+
+    Returns:
+      One result per request, in their order.
+
+    Raises:
+      InputError: see iterate_loglikelihoods.
+    """
+    results: list[LogLikelihood | None] = [None] * len(requests)
+    with tqdm(desc=name, total=len(requests), unit="request", mininterval=0.5, disable=name is None) as bar:
+        for found in iterate_loglikelihoods(params, requests, name=name, **options):
+            for index, result in found.items():
+                results[index] = result
+            bar.update(len(found))
+    return [result for result in results if result is not None]
+
+
+def iterate_loglikelihoods(
     params: Params,
     requests: Sequence[Request],
     *,
@@ -60,9 +85,9 @@ def loglikelihoods(
     mesh: jax.sharding.Mesh,
     max_length: int | None = None,
     tokens_per_step: int | None = None,
-    name: str | None = "log-likelihoods",
-) -> list[LogLikelihood]:
-    """Scores continuations after their contexts.
+    name: str | None = None,
+) -> Iterator[dict[int, LogLikelihood]]:
+    """Scores continuations after their contexts, a step after another.
 
     Args:
       params: the parameter tree, float32 or cast, sharded on the mesh.
@@ -72,12 +97,12 @@ def loglikelihoods(
       settings: compute dtype and attention.
       mesh: the device mesh; rows are split over its axes data and fsdp.
       max_length: most tokens that the model reads of a request; None: its max_position_embeddings. A longer context
-        loses tokens from its start; how many requests did is said on stderr.
+        loses tokens from its start.
       tokens_per_step: places in the rows of a step, over all devices; None: by the platform.
-      name: of the progress bar; None: no bar.
+      name: begins the line on stderr that says how many contexts lost tokens; None: it is not said.
 
-    Returns:
-      One result per request, in their order.
+    Yields:
+      The results of a step, index in `requests` -> result; rows come in an order of their own.
 
     Raises:
       InputError: a context or continuation is empty, has ids that the model does not have, or the continuation alone
@@ -87,7 +112,7 @@ def loglikelihoods(
     for index, request in enumerate(requests):
         _check(index, request, vocab_size=shape.vocab_size, max_length=max_length)
     if not requests:
-        return []
+        return
     found = fork_requests(requests, max_length=max_length, max_branches=MAX_BRANCHES)
     if name and found.num_truncated:
         print(
@@ -98,18 +123,15 @@ def loglikelihoods(
     if tokens_per_step is None:
         tokens_per_step = CPU_TOKENS_PER_STEP if mesh.devices.flat[0].platform == "cpu" else TOKENS_PER_STEP
     rows = lay_out_rows(found.forks, tokens_per_step=tokens_per_step, row_multiple=num_row_shards(mesh))
-    results: list[LogLikelihood | None] = [None] * len(requests)
-    with tqdm(desc=name, total=len(requests), unit="request", mininterval=0.5, disable=name is None) as bar:
-        waiting: tuple[list[tuple[int, ...]], Mapping[str, np.ndarray], tuple[jax.Array, jax.Array]] | None = None
-        for step in range(rows.num_steps + 1):
-            started = None
-            if step < rows.num_steps:
-                started = _start(params, rows, step, shape=shape, settings=settings, mesh=mesh)
-            # One step is under way while the one before it is read.
-            if waiting is not None:
-                bar.update(_finish(results, *waiting))
-            waiting = started
-    return [result for result in results if result is not None]
+    waiting: tuple[list[tuple[int, ...]], Mapping[str, np.ndarray], tuple[jax.Array, jax.Array]] | None = None
+    for step in range(rows.num_steps + 1):
+        started = None
+        if step < rows.num_steps:
+            started = _start(params, rows, step, shape=shape, settings=settings, mesh=mesh)
+        # One step is under way while the one before it is read.
+        if waiting is not None:
+            yield _finish(*waiting)
+        waiting = started
 
 
 def _check(index: int, request: Request, *, vocab_size: int, max_length: int) -> None:
@@ -140,23 +162,22 @@ def _start(params: Params, rows: ForkRows, step: int, *, shape, settings, mesh):
 
 
 def _finish(
-    results: list[LogLikelihood | None],
     owners: Sequence[tuple[int, ...]],
     batch: Mapping[str, np.ndarray],
     scores: tuple[jax.Array, jax.Array],
-) -> int:
-    """Sums a step's tokens by continuation, in float64; returns how many requests that answers."""
+) -> dict[int, LogLikelihood]:
+    """Sums a step's tokens by continuation, in float64: index of a request -> its result."""
     log_probs_BN, is_top_BN = jax.device_get(scores)
     real_BN = batch["target_weights"] > 0
     slots = batch["target_slots"][real_BN]
     counts = np.bincount(slots, minlength=len(owners))
     sums = np.bincount(slots, weights=log_probs_BN[real_BN].astype(np.float64), minlength=len(owners))
     num_top = np.bincount(slots, weights=is_top_BN[real_BN], minlength=len(owners))
+    results: dict[int, LogLikelihood] = {}
     for slot, requests in enumerate(owners):
         result = LogLikelihood(float(sums[slot]), bool(num_top[slot] == counts[slot]), int(counts[slot]))
-        for request in requests:
-            results[request] = result
-    return sum(map(len, owners))
+        results |= dict.fromkeys(requests, result)
+    return results
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "settings", "result_sharding"))

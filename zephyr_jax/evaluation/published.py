@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+_PAPER = "arXiv:2310.16944"
 _CARD = "model card of HuggingFaceH4/zephyr-7b-beta"
 _PER_CATEGORY = "leaderboard_data.jsonl of huggingface.co/spaces/allenai/URIAL-Bench"
 
@@ -45,3 +46,30 @@ MT_BENCH = (
     PublishedBench("Llama-2-Chat 70B", 6.86, _CARD),
     PublishedBench("Mistral-7B-Instruct v0.1", 6.84, _CARD),
 )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PublishedTask:
+    """A published score of an academic task.
+
+    Attributes:
+      model: its name.
+      task, shots, metric: as in a recipe.
+      score: in percent.
+      source: where it stands.
+    """
+
+    model: str
+    task: str
+    shots: int
+    metric: str
+    score: float
+    source: str
+
+
+ACADEMIC = (
+    PublishedTask("Zephyr-7B", "arc_challenge", 25, "acc_norm", 62.03, _PAPER),
+    PublishedTask("Zephyr-7B", "hellaswag", 10, "acc_norm", 84.52, _PAPER),
+    PublishedTask("Zephyr-7B", "mmlu", 5, "acc", 61.44, _PAPER),
+    PublishedTask("Zephyr-7B", "truthfulqa_mc2", 0, "mc2", 57.44, _PAPER),
+)

@@ -7,10 +7,13 @@ import itertools
 from typing import Any
 
 from zephyr_jax.evaluation import alpaca_eval, mt_bench, pairwise
+from zephyr_jax.evaluation.academic.asking import ask_recipe
+from zephyr_jax.evaluation.academic.results import AcademicResults, academic_results
+from zephyr_jax.evaluation.academic.tasks import read_tasks
 from zephyr_jax.evaluation.agreement import GradingAgreement, VerdictAgreement, agreement, read_judge
 from zephyr_jax.evaluation.alpaca_run import JudgedOutputs
 from zephyr_jax.evaluation.answering import AnswerCounts
-from zephyr_jax.evaluation.asked import Asked, ask_models
+from zephyr_jax.evaluation.asked import Asked, ask_models, folder_of
 from zephyr_jax.evaluation.bench_run import JudgedBench
 from zephyr_jax.evaluation.fastchat_files import read_judgments, read_questions
 from zephyr_jax.evaluation.length_control import LengthControlled, length_controlled_win_rate, read_length_data
@@ -96,6 +99,7 @@ class Results:
     alpaca_eval: AlpacaEvalResults | None
     mt_bench: MtBenchResults | None
     agreements: tuple[AgreementResult, ...]
+    academic: AcademicResults | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The content of results.json."""
@@ -104,6 +108,8 @@ class Results:
             found["alpaca_eval"] = self.alpaca_eval.as_dict()
         if self.mt_bench:
             found["mt_bench"] = self.mt_bench.as_dict()
+        if self.academic:
+            found["academic"] = self.academic.as_dict()
         if self.agreements:
             found["agreement"] = [result.as_dict() for result in self.agreements]
         return found
@@ -116,7 +122,9 @@ def evaluate(recipe: EvaluationRecipe) -> Results:
       InputError: a file cannot be used, or has nothing to score.
       Unfinished, KeyboardInterrupt: as in `ask_models`.
     """
+    tasks = read_tasks(recipe.academic.tasks) if recipe.academic else []
     asked = ask_models(recipe)
+    answered = ask_recipe(recipe, tasks, folder=folder_of(recipe) / "academic")
     sampling = Sampling(recipe.statistics.level, recipe.statistics.resamples, recipe.seed)
     return Results(
         name=recipe.name,
@@ -124,6 +132,7 @@ def evaluate(recipe: EvaluationRecipe) -> Results:
         alpaca_eval=_alpaca_eval(recipe.alpaca_eval, asked, sampling) if recipe.alpaca_eval else None,
         mt_bench=_mt_bench(recipe.mt_bench, asked, sampling) if recipe.mt_bench else None,
         agreements=tuple(agreement_result(options, sampling=sampling) for options in recipe.agreement),
+        academic=academic_results(answered, sampling=sampling) if answered else None,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 from pathlib import Path
 
+from zephyr_jax.evaluation.academic.blocks import academic_block
 from zephyr_jax.evaluation.alpaca_eval import WinRate
 from zephyr_jax.evaluation.mt_bench import CATEGORIES
 from zephyr_jax.evaluation.pairwise import PairResult
@@ -27,6 +28,8 @@ def blocks_of(results: Results) -> list[Block]:
         blocks.append(_alpaca_eval_block(results.alpaca_eval, results.level))
     if results.mt_bench:
         blocks.append(_mt_bench_block(results.mt_bench, results.level))
+    if results.academic:
+        blocks.append(academic_block(results.academic, level=results.level))
     if results.agreements:
         note = "A judge is called weak when its agreement is not surely above what looking at nothing would reach."
         sentences = [agreement_sentence(result) for result in results.agreements]

@@ -13,8 +13,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from zephyr_jax import recipe, sharding
 from zephyr_jax.compilation import keep_compiled_programs
 from zephyr_jax.data.chat import ChatTokenizer, load_chat_tokenizer
-from zephyr_jax.evaluation.likelihoods import LogLikelihood, Request, loglikelihoods
+from zephyr_jax.evaluation.likelihoods import LogLikelihood, Request, iterate_loglikelihoods, loglikelihoods
 from zephyr_jax.generation.loading import default_dtype
 from zephyr_jax.generation.responses import iterate_responses
 from zephyr_jax.host_memory import keep_freed_memory
@@ -35,6 +35,20 @@ from zephyr_jax.records import InputError
 
 if TYPE_CHECKING:
     from zephyr_jax.model.weight_source import WeightSource
+
+
+class Answer(NamedTuple):
+    """How a text goes on.
+
+    Attributes:
+      text: up to where it stops.
+      num_tokens: that were made, a text to stop at and some after it among them.
+      finish_reason: stop or length.
+    """
+
+    text: str
+    num_tokens: int
+    finish_reason: Literal["stop", "length"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,17 +125,26 @@ class TextModel:
         self, requests: Sequence[Request], *, name: str | None = "log-likelihoods"
     ) -> list[LogLikelihood]:
         """How likely each continuation is after its context; see `loglikelihoods` of likelihoods.py."""
-        assert self.params is not None, "load() comes before loglikelihoods()"
-        return loglikelihoods(
-            self.params,
-            requests,
-            shape=self.shape,
-            settings=self.settings,
-            mesh=self.mesh,
-            max_length=self.max_length,
-            tokens_per_step=self.tokens_per_step,
-            name=name,
-        )
+        return loglikelihoods(self._loaded(), requests, name=name, **self._options())
+
+    def iterate_loglikelihoods(
+        self, requests: Sequence[Request], *, name: str | None = None
+    ) -> Iterator[dict[int, LogLikelihood]]:
+        """The same, a step after another; see `iterate_loglikelihoods` of likelihoods.py."""
+        return iterate_loglikelihoods(self._loaded(), requests, name=name, **self._options())
+
+    def _loaded(self) -> Params:
+        assert self.params is not None, "load() comes before asking"
+        return self.params
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "settings": self.settings,
+            "mesh": self.mesh,
+            "max_length": self.max_length,
+            "tokens_per_step": self.tokens_per_step,
+        }
 
     def generate_until(
         self,
@@ -153,41 +176,80 @@ class TextModel:
         Raises:
           InputError: an option is out of its range, or a context has no tokens.
         """
+        prompts = [np.array(self.encode(context), np.int32) for context in contexts]
+        answers = self.iterate_until(
+            prompts,
+            until=until,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            batch_size=batch_size,
+            name=name,
+        )
+        texts = [""] * len(prompts)
+        with tqdm(desc=name, total=len(prompts), unit="answer", mininterval=0.5, disable=name is None) as bar:
+            for ended in answers:
+                for index, answer in ended.items():
+                    texts[index] = answer.text
+                bar.update(len(ended))
+        return texts
+
+    def iterate_until(
+        self,
+        prompts: Sequence[np.ndarray],
+        *,
+        until: Sequence[str],
+        max_new_tokens: int,
+        batch_size: int,
+        stop_ids: Sequence[int] = (),
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        name: str | None = None,
+    ) -> Iterator[dict[int, Answer]]:
+        """How each prompt goes on, as answers end: index in `prompts` -> answer.
+
+        Args:
+          prompts: token ids, int [P_i].
+          until, max_new_tokens, batch_size, temperature, top_p, seed: as in generate_until.
+          stop_ids: ids that end an answer beside the model's own, such as those of a chat template.
+          name: begins the line on stderr that says how many prompts lost tokens; None: it is not said.
+
+        Raises:
+          InputError: as in generate_until.
+        """
         room = self.max_length - max_new_tokens
         if room < 1:
             raise InputError(
                 f"max_new_tokens: got {max_new_tokens}, wanted less than the {self.max_length} tokens that are read"
             )
-        whole = [np.array(self.encode(context), np.int32) for context in contexts]
-        num_truncated = sum(len(ids) > room for ids in whole)
+        num_truncated = sum(len(ids) > room for ids in prompts)
         if name and num_truncated:
             print(
-                f"{name}: {num_truncated} of {len(whole)} contexts lost tokens from their start, to leave "
+                f"{name}: {num_truncated} of {len(prompts)} contexts lost tokens from their start, to leave "
                 f"{max_new_tokens} of {self.max_length} for the answer",
                 file=sys.stderr,
             )
         stops = [text for text in until if text]
-        answers = iterate_responses(
+        for ended in iterate_responses(
             self._decoder_params,
-            [ids[-room:] for ids in whole],
+            [ids[-room:] for ids in prompts],
             shape=self.shape,
             settings=self.settings,
-            stop_ids=tuple(dict.fromkeys((*self.source.stop_ids, self.tokenizer.eos_id))),
+            stop_ids=tuple(dict.fromkeys((*self.source.stop_ids, self.tokenizer.eos_id, *stop_ids))),
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             temperature=temperature,
             top_p=top_p,
             seed=seed,
-            has_ended=functools.partial(self._stops, stops=stops),
+            has_ended=functools.partial(self._stops, stops=stops) if stops else None,
             mesh=self.mesh,
-        )
-        texts = [""] * len(whole)
-        with tqdm(desc=name, total=len(whole), unit="answer", mininterval=0.5, disable=name is None) as bar:
-            for ended in answers:
-                for index, answer in ended.items():
-                    texts[index] = self._up_to(answer.ids, stops)
-                bar.update(len(ended))
-        return texts
+        ):
+            yield {
+                index: Answer(self._up_to(answer.ids, stops), len(answer.ids), answer.finish_reason)
+                for index, answer in ended.items()
+            }
 
     def _stops(self, ids: np.ndarray, stops: Sequence[str]) -> bool:
         text = self.tokenizer.decode(ids, skip_special_tokens=False)
