@@ -135,13 +135,17 @@ def test_published_categories_average_to_the_published_score() -> None:
         ),
         (
             "mt_bench.judging={answers: a, prompts: p}",
-            r"mt_bench.judging: got neither judge nor replay, wanted one of judge \(a name of models\) and replay",
+            r"mt_bench.judging: got no judge, wanted one of judge \(a name of models\), replay",
         ),
         ("mt_bench.judging={answers: a, prompts: p, judge: j, replay: r}", "mt_bench.judging: got judge and replay"),
         (
             "mt_bench.judging={answers: a, prompts: p, judge: gpt}",
             r"mt_bench.judging.judge: got 'gpt', wanted one of models \(none\)",
         ),
+        ("mt_bench.judging={answers: a, replay: r}", "mt_bench.judging.prompts: got none, wanted one for replay"),
+        ("mt_bench.judging={answers: a, rules: r, max_tries: 3}", "judging.max_tries: got a value, but rules are no"),
+        ("mt_bench.judging={answers: a, rules: r, repetitions: 2}", "rules say the same each time"),
+        ("alpaca_eval.judging={outputs: a, baseline: b, rules: r, both_orders: true}", "rules look at no order"),
         ("models={j: {model: x, concurrency: 3}}", "models.j.concurrency: got a value, but without base_url"),
         ("alpaca_eval.length_control={}", "length_control.file: got none, wanted AlpacaEval's df_gamed.csv"),
         ("alpaca_eval.length_control={glm: length_controlled_minimal, file: x}", "reads none; leave it out"),

@@ -87,13 +87,16 @@ class LengthControlOptions(Options):
         return self
 
 
-def _one_judge(options: Any) -> list[tuple[str, str]]:
-    """The problem of a judging block that does not name one judge."""
-    given = [key for key in ("judge", "replay") if getattr(options, key) is not None]
-    if len(given) == 1:
-        return []
-    got = " and ".join(given) or "neither judge nor replay"
-    return [("", f"got {got}, wanted one of judge (a name of models) and replay (files of a judge's stored judgments)")]
+def _one_judge(options: Any, *needs: str) -> list[tuple[str, str]]:
+    """The problems of a judging block that does not name one judge, or lacks what a judge of words `needs`."""
+    given = [key for key in ("judge", "replay", "rules") if getattr(options, key) is not None]
+    if len(given) != 1:
+        wanted = "judge (a name of models), replay (files of a judge's stored judgments) and rules (a file of checks)"
+        return [("", f"got {' and '.join(given) or 'no judge'}, wanted one of {wanted}")]
+    if given == ["rules"]:
+        foreign = [key for key in ("system_as", "temperature", "max_tries", *needs) if key in options.model_fields_set]
+        return [(key, "got a value, but rules are no model and are asked nothing; leave it out") for key in foreign]
+    return [(key, f"got none, wanted one for {given[0]}") for key in needs if getattr(options, key) is None]
 
 
 class AlpacaAnsweringOptions(Options):
@@ -116,7 +119,7 @@ class AlpacaAnsweringOptions(Options):
 
 
 class AlpacaJudgingOptions(Options):
-    """Judging outputs, by a model or by a judge that says again what is stored of it.
+    """Judging outputs, by a model, by rules, or by a judge that says again what is stored of it.
 
     Attributes:
       outputs: a file a model, in AlpacaEval's format; beside those that were just given, where models answer.
@@ -126,6 +129,7 @@ class AlpacaJudgingOptions(Options):
       judge: the model of `models` that judges.
       replay: instead, files of one judge's annotations with their raw_completion; a pair that is not in them stays
         unjudged.
+      rules: instead, a file of rules (see evaluation/rule_judging.py); an instruction without one stays unjudged.
       system_as: user: the prompt's system message goes before the user's text, for chat templates that know none.
       temperature: of the judge's first try.
       max_tries: rankings asked for until one can be read.
@@ -134,10 +138,11 @@ class AlpacaJudgingOptions(Options):
 
     outputs: Files | None = None
     baseline: Text
-    prompt: Text
-    reading: Literal["ranking", "logprobs"]
+    prompt: Text | None = None
+    reading: Literal["ranking", "logprobs"] | None = None
     judge: Text | None = None
     replay: Files | None = None
+    rules: Text | None = None
     system_as: Literal["system", "user"] = "system"
     temperature: Temperature = 0.0
     max_tries: Count = 2
@@ -145,7 +150,10 @@ class AlpacaJudgingOptions(Options):
 
     @model_validator(mode="after")
     def _check(self) -> AlpacaJudgingOptions:
-        recipe_file.raise_problems(_one_judge(self))
+        problems = _one_judge(self, "prompt", "reading")
+        if self.rules is not None and self.both_orders:
+            problems.append(("both_orders", "got true, but rules look at no order; leave it out"))
+        recipe_file.raise_problems(problems)
         return self
 
 
@@ -190,7 +198,7 @@ class BenchAnsweringOptions(Options):
 
 
 class BenchJudgingOptions(Options):
-    """Judging answers, by a model or by a judge that says again what is stored of it.
+    """Judging answers, by a model, by rules, or by a judge that says again what is stored of it.
 
     Attributes:
       answers: files of answers, in FastChat's format; beside those that were just given, where models answer.
@@ -198,6 +206,7 @@ class BenchJudgingOptions(Options):
       references: answers that math, reasoning and coding are judged beside, in FastChat's format.
       judge: the model of `models` that judges.
       replay: instead, files of one judge's judgments; an answer whose very prompt is not in them stays without one.
+      rules: instead, a file of rules (see evaluation/rule_judging.py); a turn without one stays unjudged.
       mode: single: each answer is graded; pair: two models' answers are compared in both orders.
       system_as: user: the prompt's system message goes before the user's text, for chat templates that know none.
       temperature: of the judge's first try, as FastChat has it; at 0 a model in this process repeats itself.
@@ -207,10 +216,11 @@ class BenchJudgingOptions(Options):
     """
 
     answers: Files | None = None
-    prompts: Text
+    prompts: Text | None = None
     references: Text | None = None
     judge: Text | None = None
     replay: Files | None = None
+    rules: Text | None = None
     mode: Literal["single", "pair"] = "single"
     system_as: Literal["system", "user"] = "system"
     temperature: Temperature = 0.0
@@ -220,7 +230,9 @@ class BenchJudgingOptions(Options):
 
     @model_validator(mode="after")
     def _check(self) -> BenchJudgingOptions:
-        problems = _one_judge(self)
+        problems = _one_judge(self, "prompts")
+        if self.rules is not None and self.repetitions > 1:
+            problems.append(("repetitions", f"got {self.repetitions}, but rules say the same each time; wanted 1"))
         if self.mode == "pair" and self.repetitions > 1:
             problems.append(("repetitions", f"got {self.repetitions}, wanted 1 with mode pair"))
         recipe_file.raise_problems(problems)

@@ -178,7 +178,7 @@ def test_answers_that_are_missing_are_named(tmp_path: Path) -> None:
         _judged(options.model_copy(update={"mode": "pair"}), [WRITING])
     write(tmp_path / "j.jsonl", [judgment, judgment | {"judge": ["k", "t"]}])
     with pytest.raises(InputError, match="has judgments by j, k; wanted those of one judge"):
-        _judged(options, [WRITING])
+        _judged(options, [Question(1, "writing", ("write",))])
     write(tmp_path / "j.jsonl", [judgment | {"user_prompt": "Q write A a", "judgment": f"[[{x}]]"} for x in (4, 6)])
     judged = _judged(options.model_copy(update={"repetitions": 3}), [Question(1, "writing", ("write",))])
     assert [row.score for row in judged.gradings] == [4, 6] and judged.num_unanswered == 1

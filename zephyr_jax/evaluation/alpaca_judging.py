@@ -18,6 +18,7 @@ import math
 import random
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from zephyr_jax.evaluation.judges import Ask
@@ -51,6 +52,21 @@ class OutputPair:
     index: int
     baseline: Output
     model: Output
+
+    def annotation(self, annotator: str, preference: float | None, raw_completion: Any) -> dict[str, Any]:
+        """The row of alpaca_eval's annotations: who judged, how, and in what words."""
+        return {
+            "instruction": self.baseline.instruction,
+            "output_1": self.baseline.output,
+            "generator_1": self.baseline.generator,
+            "dataset": self.baseline.dataset,
+            "output_2": self.model.output,
+            "generator_2": self.model.generator,
+            "annotator": annotator,
+            "preference": preference,
+            "index": self.index,
+            "raw_completion": raw_completion,
+        }
 
 
 def read_outputs(source: str) -> list[Output]:
@@ -112,6 +128,18 @@ def parse_prompt(text: str, *, name: str) -> tuple[Message, ...]:
             f"alpaca_eval.judging.prompt {name}: {lacks}; wanted AlpacaEval's ChatML, <|im_start|>user ... <|im_end|>"
         )
     return tuple(messages)
+
+
+def read_prompt(path: str) -> tuple[Message, ...]:
+    """The prompt in a file; see `parse_prompt`.
+
+    Raises:
+      InputError: it cannot be read, or is none.
+    """
+    try:
+        return parse_prompt(Path(path).read_text(encoding="utf-8"), name=path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"alpaca_eval.judging.prompt {path}: cannot be read ({error})") from error
 
 
 def filled(messages: Iterable[Message], pair: OutputPair, *, turned: bool | None = None) -> tuple[Message, ...]:
@@ -176,13 +204,13 @@ class Annotator:
         def job(pair: OutputPair) -> Callable[[], Awaitable[dict[str, Any] | None]]:
             async def run() -> dict[str, Any] | None:
                 if pair.baseline.output == pair.model.output:
-                    return _annotation_row(pair, self.name, 1.5, None)
+                    return pair.annotation(self.name, 1.5, None)
                 turned = is_turned(pair.baseline.instruction)
                 found = await self._judge(pair, ask, turned=turned)
                 if found is None:
                     return None
                 if not self.both_orders:
-                    return _annotation_row(pair, self.name, *found)
+                    return pair.annotation(self.name, found[0], _completion(found[1]))
                 other = await self._judge(pair, ask, turned=not turned)
                 if other is None:
                     return None
@@ -234,7 +262,7 @@ def _row_of_both(
     preferences = (found[0], other[0])
     known = [preference for preference in preferences if preference is not None]
     mean = sum(known) / 2 if len(known) == 2 else None
-    return _annotation_row(pair, annotator, mean, found[1]) | {
+    return pair.annotation(annotator, mean, _completion(found[1])) | {
         "preference_by_order": list(reversed(preferences) if turned else preferences),
         "raw_completion_other_order": _completion(other[1]),
     }
@@ -242,18 +270,3 @@ def _row_of_both(
 
 def _completion(reply: Reply) -> Any:
     return reply.text or list(reply.choice_logprobs)
-
-
-def _annotation_row(pair: OutputPair, annotator: str, preference: float | None, reply: Reply | None) -> dict[str, Any]:
-    return {
-        "instruction": pair.baseline.instruction,
-        "output_1": pair.baseline.output,
-        "generator_1": pair.baseline.generator,
-        "dataset": pair.baseline.dataset,
-        "output_2": pair.model.output,
-        "generator_2": pair.model.generator,
-        "annotator": annotator,
-        "preference": preference,
-        "index": pair.index,
-        "raw_completion": None if reply is None else _completion(reply),
-    }

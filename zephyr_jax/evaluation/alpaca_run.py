@@ -18,10 +18,11 @@ from zephyr_jax.evaluation.alpaca_judging import (
     filled,
     is_turned,
     pair_outputs,
-    parse_prompt,
     read_outputs,
+    read_prompt,
 )
 from zephyr_jax.evaluation.judges import Judge, LiveJudge, StoredJudge
+from zephyr_jax.evaluation.rule_judging import annotate_by_rules, read_rules
 from zephyr_jax.evaluation.stored_rows import field, read_rows
 from zephyr_jax.evaluation_recipe import AlpacaJudgingOptions
 from zephyr_jax.judging.protocol import Reply
@@ -70,10 +71,6 @@ async def judge_outputs(
       InputError: a file cannot be used, the model cannot be opened, or nothing is stored of any of them.
       Unfinished: the model has answered nothing, or the budget is spent.
     """
-    try:
-        prompt = parse_prompt(Path(options.prompt).read_text(encoding="utf-8"), name=options.prompt)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"alpaca_eval.judging.prompt {options.prompt}: cannot be read ({error})") from error
     baseline = read_outputs(options.baseline)
     outputs = [*(read_outputs(source) for source in options.outputs or ()), *answered]
     names = [some[0].generator for some in outputs]
@@ -83,6 +80,33 @@ async def judge_outputs(
             "each name once"
         )
     pairs = [pair for some in outputs for pair in pair_outputs(baseline, some)]
+    results = await _judge(pairs, options, session, seed=seed)
+    rows = tuple(row for row in results if row is not None)
+    if rows:
+        return JudgedOutputs(rows, len(results) - len(rows))
+    if options.judge is not None:
+        raise Unfinished(
+            f"alpaca_eval.judging: {options.judge} gave no answer on any of the {len(pairs)} pairs (above: why)"
+        )
+    if options.rules is not None:
+        raise InputError(
+            f"alpaca_eval.judging.rules {options.rules}: has no rule for any of the {len(pairs)} pairs; wanted some "
+            "with their very instructions"
+        )
+    raise InputError(
+        f"alpaca_eval.judging.replay {', '.join(options.replay or ())}: nothing is stored of any of the {len(pairs)} "
+        "pairs; wanted annotations of these outputs against this baseline"
+    )
+
+
+async def _judge(
+    pairs: Sequence[OutputPair], options: AlpacaJudgingOptions, session: Session, *, seed: int
+) -> list[dict[str, Any] | None]:
+    """A row a pair; None where the judge said nothing of it."""
+    if options.rules is not None:
+        return annotate_by_rules(read_rules(options.rules), pairs)
+    assert options.prompt is not None and options.reading is not None
+    prompt = read_prompt(options.prompt)
     judge: Judge
     if options.replay is not None:
         judge = StoredJudge(*_replayed(options.replay, prompt))
@@ -98,18 +122,7 @@ async def judge_outputs(
         seed,
         both_orders=options.both_orders,
     )
-    results = await judge.run("alpaca_eval judging", annotator.jobs(pairs, judge.ask))
-    rows = tuple(row for row in results if row is not None)
-    if not rows and options.replay is not None:
-        raise InputError(
-            f"alpaca_eval.judging.replay {', '.join(options.replay)}: nothing is stored of any of the {len(pairs)} "
-            "pairs; wanted annotations of these outputs against this baseline"
-        )
-    if not rows:
-        raise Unfinished(
-            f"alpaca_eval.judging: {judge.name} gave no answer on any of the {len(pairs)} pairs (above: why)"
-        )
-    return JudgedOutputs(rows, len(results) - len(rows))
+    return await judge.run("alpaca_eval judging", annotator.jobs(pairs, judge.ask))
 
 
 def _replayed(files: Sequence[str], prompt: tuple[Message, ...]) -> tuple[str, ReplayJudge]:

@@ -61,16 +61,18 @@ class Bench:
         return name, judge_messages(self.prompts[name], question, answers, reference, turn=turn)
 
 
-def answers_by_question(answers: Sequence[ModelAnswer], bench: Bench, *, model: str) -> dict[int, Sequence[str]]:
+def answers_by_question(
+    answers: Sequence[ModelAnswer], questions: Sequence[Question], *, model: str
+) -> dict[int, Sequence[str]]:
     """Question -> the turns of one model's first choice.
 
     Raises:
-      InputError: a question of the bench, or a turn of it, has no answer.
+      InputError: a question, or a turn of it, has no answer.
     """
     found: dict[int, Sequence[str]] = {
         answer.question_id: answer.choices[0] for answer in answers if answer.model == model
     }
-    for question in bench.questions:
+    for question in questions:
         turns = found.get(question.question_id)
         if turns is None or len(turns) < len(question.turns):
             raise InputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from zephyr_jax.evaluation.bench_judging import Bench, answers_by_question, grading_jobs, pair_jobs
@@ -20,6 +20,8 @@ from zephyr_jax.evaluation.fastchat_files import (
     write_rows,
 )
 from zephyr_jax.evaluation.judges import Judge, LiveJudge, StoredJudge
+from zephyr_jax.evaluation.rule_judging import NAME as RULES
+from zephyr_jax.evaluation.rule_judging import Rules, compare_by_rules, grade_by_rules, read_rules
 from zephyr_jax.evaluation_recipe import BenchJudgingOptions
 from zephyr_jax.judging.protocol import Reply
 from zephyr_jax.judging.replay import ReplayJudge
@@ -81,6 +83,54 @@ async def judge_bench(
         raise InputError(
             f"mt_bench.judging.answers: has answers of {', '.join(models)} alone; mode pair wants two models"
         )
+    turns = {model: answers_by_question(answers, questions, model=model) for model in models}
+    if options.rules is not None:
+        judged = _judged_by_rules(read_rules(options.rules), options, questions, answers, turns)
+    else:
+        judged = await _judged(options, questions, session, answers, turns, seed=seed)
+    if judged.gradings or judged.pairs:
+        return judged
+    if options.judge is not None:
+        raise Unfinished(
+            f"mt_bench.judging: {judged.judge} gave no answer on any of {judged.num_unanswered} items (above: why)"
+        )
+    if options.rules is not None:
+        raise InputError(
+            f"mt_bench.judging.rules {options.rules}: has no rule for any of {judged.num_unanswered} turns; wanted "
+            "some with their question_id and turn"
+        )
+    raise InputError(
+        f"mt_bench.judging.replay {', '.join(options.replay or ())}: nothing is stored to any of the "
+        f"{judged.num_unanswered} questions that {judged.judge} was asked; wanted judgments of these answers, made "
+        f"with these prompts in mode {options.mode}"
+    )
+
+
+def _judged_by_rules(
+    rules: Rules,
+    options: BenchJudgingOptions,
+    questions: Sequence[Question],
+    answers: Sequence[ModelAnswer],
+    turns: Mapping[str, Mapping[int, Sequence[str]]],
+) -> JudgedBench:
+    if options.mode == "pair":
+        pairs, num_missing = compare_by_rules(rules, questions, turns)
+        return JudgedBench(RULES, tuple(answers), (), tuple(pairs), num_missing)
+    graded = [grade_by_rules(rules, questions, model, turns[model]) for model in turns]
+    gradings = tuple(row for rows, _ in graded for row in rows)
+    return JudgedBench(RULES, tuple(answers), gradings, (), sum(missing for _, missing in graded))
+
+
+async def _judged(
+    options: BenchJudgingOptions,
+    questions: Sequence[Question],
+    session: Session,
+    answers: Sequence[ModelAnswer],
+    turns: Mapping[str, Mapping[int, Sequence[str]]],
+    *,
+    seed: int,
+) -> JudgedBench:
+    """By a model, or by what is stored of one."""
     judge: Judge
     if options.replay is not None:
         judge = StoredJudge(*_replayed(options.replay))
@@ -88,52 +138,41 @@ async def judge_bench(
         assert options.judge is not None
         judge = LiveJudge(session, options.judge, system_as=options.system_as)
     references = read_answers([options.references]) if options.references else []
+    assert options.prompts is not None
     bench = Bench(
-        questions=questions,
         prompts=read_judge_prompts(options.prompts),
         references={answer.question_id: answer.choices[0] for answer in references},
+        questions=questions,
         judge=judge.name,
         temperature=options.temperature,
         max_tokens=options.max_tokens,
         max_tries=options.max_tries,
         seed=seed,
     )
-    turns = {model: answers_by_question(answers, bench, model=model) for model in models}
     gradings: list[Grading | None] = []
     pairs: list[PairJudgment | None] = []
     if options.mode == "single":
         grading = [
             job
             for repetition in range(options.repetitions)
-            for model in models
+            for model in turns
             for job in grading_jobs(bench, model, turns[model], judge.ask, repetition=repetition)
         ]
         gradings = await judge.run("mt_bench judging", grading)
     else:
         comparing = [
             job
-            for first, second in itertools.combinations(models, 2)
+            for first, second in itertools.combinations(turns, 2)
             for job in pair_jobs(bench, (first, second), (turns[first], turns[second]), judge.ask)
         ]
         pairs = await judge.run("mt_bench judging", comparing)
-    judged = JudgedBench(
+    return JudgedBench(
         judge.name,
         tuple(answers),
         tuple(row for row in gradings if row is not None),
         tuple(row for row in pairs if row is not None),
         num_unanswered=gradings.count(None) + pairs.count(None),
     )
-    if not judged.gradings and not judged.pairs and options.replay is not None:
-        raise InputError(
-            f"mt_bench.judging.replay {', '.join(options.replay)}: nothing is stored to any of the "
-            f"{judged.num_unanswered} questions that {judge.name} was asked; wanted judgments of these answers, made "
-            f"with these prompts in mode {options.mode}"
-        )
-    if not judged.gradings and not judged.pairs:
-        raise Unfinished(
-            f"mt_bench.judging: {judge.name} gave no answer on any of {judged.num_unanswered} items (above: why)"
-        )
-    return judged
 
 
 def _replayed(files: Sequence[str]) -> tuple[str, ReplayJudge]:
