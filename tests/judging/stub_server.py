@@ -44,6 +44,7 @@ class StubServer:
       calls: what came, as the bodies' digests -> how often.
       spread: share of the latency by which it differs from request to request, up or down.
       most_in_flight: requests at the same time.
+      retry_after: seconds that an answer 429 asks for.
       likely: given: the likely first tokens with their log-probabilities, for requests that want some.
       more: put into the JSON of every answer, over what is there.
       faults: called with the number of the request, from 0; a word for what to do instead of answering, or None.
@@ -66,6 +67,7 @@ class StubServer:
         self.calls: collections.Counter[int] = collections.Counter()
         self.bodies: list[Body] = []
         self.headers: list[dict[str, str]] = []
+        self.retry_after = 0.2
         self.num_requests = self.num_answers = self.in_flight = self.most_in_flight = 0
         self._ready = threading.Event()
         self.port = 0
@@ -140,7 +142,7 @@ class StubServer:
         if fault is None:
             return _http(200, whole)
         return {
-            "429": _http(429, '{"error": {"message": "too many"}}', "Retry-After: 0.2\r\n"),
+            "429": _http(429, '{"error": {"message": "too many"}}', f"Retry-After: {self.retry_after}\r\n"),
             "500": _http(500, '{"error": {"message": "oops"}}'),
             "400": _http(400, '{"error": {"message": "too long for the model"}}'),
             "401": _http(401, '{"error": {"message": "wrong key sk-secret"}}'),

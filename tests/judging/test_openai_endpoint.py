@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.judging.stub_server import StubServer
-from zephyr_jax.judging.protocol import AnswerSchema, CallFailed, ChatRequest, Reply, Unanswerable
+from zephyr_jax.judging.protocol import AnswerSchema, CallFailed, ChatRequest, Reply, Stop, Stopped, Unanswerable
 from zephyr_jax.judging.tally import Tally, tallies_table
 from zephyr_jax.records import InputError
 from zephyr_jax.respondent_options import ModelOptions
@@ -173,6 +173,46 @@ def test_limits_per_minute_space_the_requests() -> None:
         started = time.monotonic()  # 16 tokens of the answer and 6 of the prompt, at 6600 a minute: 0.2 s
         _ask([_request(number) for number in range(3)], base_url=server.url, tokens_per_minute=6600)
         assert time.monotonic() - started >= 0.35
+
+
+def test_limits_per_minute_hold_after_a_server_has_rested() -> None:
+    """One is told to wait 1 s, and all with it; behind it they go out one in 0.05 s, not at once."""
+    times: list[float] = []
+
+    def fault(number: int) -> str | None:
+        times.append(time.monotonic())
+        return "429" if number == 0 else None
+
+    with StubServer(faults=fault) as server:
+        server.retry_after = 1.0
+        _ask([_request(number) for number in range(16)], base_url=server.url, requests_per_minute=1200)
+    assert times[1] - times[0] >= 0.95
+    assert times[16] - times[1] >= 15 * 0.05 - 0.1 and len(times) == 17
+
+
+@pytest.mark.parametrize(
+    ("fault", "options"),
+    [("500", {"retry_seconds": 60.0}), ("429", {}), (None, {"requests_per_minute": 1}), (None, {"concurrency": 1})],
+    ids=["waits to try again", "waits for the server", "waits for the limit", "waits for a slot"],
+)
+def test_nobody_waits_to_begin_a_call_once_a_stop_is_asked_for(fault: str | None, options: dict[str, Any]) -> None:
+    async def ask() -> float:
+        tally, stop = Tally(), Stop()
+        choices = ModelOptions(model="m", base_url=server.url, **{**QUICK, **options})
+        endpoint = OpenAIEndpoint(choices, name="teacher", tally=tally, stop=stop)
+        calls = [asyncio.create_task(endpoint.reply(_request(number))) for number in range(4)]
+        while not tally.troubles and not (fault is None and tally.in_flight):
+            await asyncio.sleep(0.01)
+        started = time.monotonic()
+        stop.ask(KeyboardInterrupt())
+        replies = await asyncio.gather(*calls, return_exceptions=True)
+        assert sum(isinstance(reply, Stopped) for reply in replies) >= 3, replies
+        await endpoint.close()
+        return time.monotonic() - started
+
+    with StubServer(faults=lambda number: fault, latency=0.2) as server:
+        server.retry_after = 30.0
+        assert asyncio.run(ask()) < 5
 
 
 def test_what_is_asked_is_what_was_meant() -> None:

@@ -213,6 +213,34 @@ def test_a_spent_budget_stops_the_run_and_a_larger_one_goes_on(tmp_path: Path) -
         assert server.num_requests == 72
 
 
+def test_tries_that_came_to_nothing_but_may_be_billed_count_also_for_the_next_session(tmp_path: Path) -> None:
+    """A server that sends garbage gets as many requests as the budget has, not eight times as many; a 500 is free."""
+    only_answers = ["annotation=null", "binarisation=null"]
+    with StubServer(faults=lambda number: "garbage") as server:
+        for limit in (10, 10, 13):
+            with pytest.raises(Unfinished, match=f"budget.requests is {limit}, {limit} are spent"):
+                _run(tmp_path, server.url, f"budget.requests={limit}", *only_answers)
+            assert server.num_requests == limit
+        server.faults = lambda number: "500" if number % 2 else None
+        _run(tmp_path, server.url, "budget.requests=37", *only_answers)
+        assert server.num_requests > 13 + 24
+
+
+def test_a_budget_of_tokens_holds_in_scripts_with_a_token_to_a_character(tmp_path: Path) -> None:
+    """And where a token is half a character, once the first answers have shown it."""
+    path = write_recipe(tmp_path, "http://x/v1")
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"{n} 你好世界" * 50}) + "\n" for n in range(40))
+    )
+    usage = {"prompt_tokens": 600, "completion_tokens": 5}
+    with StubServer(more={"usage": usage}) as server:
+        text = path.read_text().replace("http://x/v1", server.url).replace("concurrency: 4", "concurrency: 1")
+        path.write_text(text.replace("students: [a, b, c]", "students: [a]"))
+        with pytest.raises(Unfinished, match="budget.tokens is 10000"):
+            run_feedback(load_feedback_recipe(path, ["budget.tokens=10000", "annotation=null", "binarisation=null"]))
+        assert 9000 <= 605 * server.num_answers <= 10_000
+
+
 def test_the_key_is_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setenv("SOME_KEY", "sk-very-secret")
     with StubServer() as server:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -39,12 +40,36 @@ class Caller:
     ):
         self.respondent, self.journal, self.run = respondent, journal, run
         self.price, self.purse, self.tally, self.stop = price, purse, tally, stop
+        self._estimated_tokens = self._prompt_tokens = 0
 
     def pay_for_earlier_sessions(self) -> None:
         """Counts what the run has spent on this journal's answers."""
         for line in self.journal.lines():
             if line["run"] == self.run:
                 self.purse.pay_before(line["prompt_tokens"], line["completion_tokens"], self.price)
+
+    async def pay_for_waste(self, request: ChatRequest, kind: str) -> None:
+        """Counts a try that came to nothing at the most that may be billed for it.
+
+        Args:
+          request: what was asked.
+          kind: what went wrong.
+
+        Raises:
+          Stopped: the budget has nothing left for another try.
+        """
+        prompt_tokens, completion_tokens = self._prompt_tokens_of(request), request.max_tokens
+        self.journal.keep_waste(kind, run=self.run, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+        try:
+            await self.purse.pay_for_waste(prompt_tokens, completion_tokens, self.price)
+        except BudgetSpent as spent:
+            self.stop.ask(spent)
+            raise Stopped from None
+
+    def _prompt_tokens_of(self, request: ChatRequest) -> int:
+        """By estimate, mended by how far off it was for the answers so far where it was too low."""
+        estimated = request.estimated_prompt_tokens()
+        return max(estimated, math.ceil(estimated * self._prompt_tokens / max(1, self._estimated_tokens)))
 
     async def ask(self, request: ChatRequest, *, call: str) -> Reply:
         """The answer to a request, from the journal or from the model.
@@ -64,7 +89,7 @@ class Caller:
             return kept
         self.stop.check()
         try:
-            worst = await self.purse.set_aside(request, self.price)
+            worst = await self.purse.set_aside(self._prompt_tokens_of(request), request.max_tokens, self.price)
         except BudgetSpent as spent:
             self.stop.ask(spent)
             raise Stopped from None
@@ -73,6 +98,8 @@ class Caller:
         try:
             reply = await self.respondent.reply(request)
             self.tally.add(reply)
+            self._prompt_tokens += reply.prompt_tokens
+            self._estimated_tokens += request.estimated_prompt_tokens()
             self.journal.keep(key, reply, run=self.run, call=call, seconds=time.monotonic() - started)
         finally:
             await self.purse.settle(worst, reply, self.price)

@@ -1,6 +1,7 @@
 """Every answer on disk as it comes, under the key of its request: what was paid for once is never asked again.
 
-One file of JSON lines for each model; a line is whole or, after a kill, cut off at the end of the file, and then
+One file of JSON lines for each model, in which tries that came to nothing but may be billed have a line too, for the
+budget. A line is whole or, after a kill, cut off at the end of the file, and then
 forgotten. Only the places of the lines are kept in memory. Lines are written through to the system one by one, so that
 killing the process loses none, and to the disk about once a second.
 """
@@ -33,6 +34,7 @@ class Journal:
         """
         self.path = path
         self._places: dict[str, tuple[int, int]] = {}
+        self._wastes: list[tuple[int, int]] = []
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: BinaryIO = path.open("ab+")
@@ -58,9 +60,12 @@ class Journal:
                 break
             try:
                 record = json.loads(line)
-                _reply(record)
-                key, _ = record["key"], record["run"]
-                self._places.setdefault(key, (self._end, len(line)))
+                if "wasted" in record:
+                    self._wastes.append((self._end, len(line)))
+                else:
+                    _reply(record)
+                    self._places.setdefault(record["key"], (self._end, len(line)))
+                record["run"], record["prompt_tokens"] + record["completion_tokens"]
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 print(f"{self.path}: a line at byte {self._end} is no answer and is passed over", file=sys.stderr)
             self._end += len(line)
@@ -77,8 +82,8 @@ class Journal:
         return None if place is None else _reply(json.loads(os.pread(self._file.fileno(), place[1], place[0])))
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """All lines as they were written."""
-        for offset, length in self._places.values():
+        """All answers as they were written, then the tries that came to nothing."""
+        for offset, length in (*self._places.values(), *self._wastes):
             yield json.loads(os.pread(self._file.fileno(), length, offset))
 
     def keep(self, key: str, reply: Reply, *, run: str, call: str, seconds: float) -> None:
@@ -96,13 +101,30 @@ class Journal:
         record |= {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
         if reply.choice_logprobs:
             record["choice_logprobs"] = list(reply.choice_logprobs)
+        self._places.setdefault(key, self._append(record))
+
+    def keep_waste(self, kind: str, *, run: str, prompt_tokens: int, completion_tokens: int) -> None:
+        """Appends that a try came to nothing, and what it may have taken.
+
+        Args:
+          kind: what went wrong.
+          run: name of the run that pays for it.
+          prompt_tokens: at most, by estimate.
+          completion_tokens: at most.
+        """
+        record: dict[str, Any] = {"wasted": kind, "run": run, "prompt_tokens": prompt_tokens}
+        self._append(record | {"completion_tokens": completion_tokens})
+
+    def _append(self, record: dict[str, Any]) -> tuple[int, int]:
+        """Writes a line; where it stands."""
         line = json.dumps(record).encode() + b"\n"
         self._file.write(line)
         self._file.flush()
-        self._places.setdefault(key, (self._end, len(line)))
+        place = self._end, len(line)
         self._end += len(line)
         if time.monotonic() - self._synced > SECONDS_BETWEEN_SYNCS:
             self._sync()
+        return place
 
     def _sync(self) -> None:
         os.fsync(self._file.fileno())

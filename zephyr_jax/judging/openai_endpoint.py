@@ -12,6 +12,7 @@ import json
 import os
 import random
 import time
+from collections.abc import Awaitable, Callable
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -43,15 +44,24 @@ _WORTH_RETRYING = (408, 409, 425, 429)
 _LIKELY_TOKENS = 20
 # A server that nobody ever reached is a wrong address: said after so many tries, not after all of them.
 _TRIES_TO_CONNECT = 3
+_LATE_SECONDS = 0.05
 _NO_CONNECTION = "no connection"
 
 
 class _Trouble(Exception):
-    """One try came to nothing."""
+    """One try came to nothing; `may_be_billed` where the server may have written an answer all the same."""
 
-    def __init__(self, kind: str, detail: str = "", *, retry_after: float = 0.0, is_final: bool = False):
+    def __init__(
+        self,
+        kind: str,
+        detail: str = "",
+        *,
+        retry_after: float = 0.0,
+        is_final: bool = False,
+        may_be_billed: bool = True,
+    ):
         super().__init__(detail or kind)
-        self.kind, self.retry_after, self.is_final = kind, retry_after, is_final
+        self.kind, self.retry_after, self.is_final, self.may_be_billed = kind, retry_after, is_final, may_be_billed
 
 
 class _Server:
@@ -67,7 +77,15 @@ class _Server:
 class OpenAIEndpoint:
     """A Respondent: see protocol.py."""
 
-    def __init__(self, options: ModelOptions, *, name: str, tally: Tally, stop: Stop | None = None):
+    def __init__(
+        self,
+        options: ModelOptions,
+        *,
+        name: str,
+        tally: Tally,
+        stop: Stop | None = None,
+        on_waste: Callable[[ChatRequest, str], Awaitable[None]] | None = None,
+    ):
         """Makes a client for each server; nothing is sent yet.
 
         Args:
@@ -75,12 +93,15 @@ class OpenAIEndpoint:
           name: the model's name in the recipe, for messages.
           tally: is told of every try.
           stop: what waits to be sent is dropped when it is asked for.
+          on_waste: is told the request and what went wrong with every try that came to nothing but may be billed; the
+            next try waits for it.
 
         Raises:
           InputError: the package `openai` is missing, or the variable with the key is not set.
         """
         assert options.base_url is not None
         self.options, self.name, self.tally, self.stop = options, name, tally, stop or Stop()
+        self._on_waste = on_waste
         # Another number of servers, or other addresses, give the same answers.
         self.identity = {
             "model": options.model,
@@ -90,14 +111,15 @@ class OpenAIEndpoint:
         self.window = WINDOW_PER_SLOT * options.concurrency * len(options.base_url)
         self._key = _read_key(options, name)
         self._servers = _open_servers(options, name, self._key)
-        self._freed = asyncio.Condition()
+        self._gate = asyncio.Lock()  # one at a time looks for a slot and waits for the limits, in the order of asking
+        self._freed = asyncio.Event()
+        self.stop.wakes(self._freed)
         self._next_send = 0.0
 
     async def reply(self, request: ChatRequest) -> Reply:
         """Answers one request; see Respondent."""
         for number in range(1, self.options.max_tries + 1):
-            await self._pace(request)
-            server = await self._take_slot()
+            server = await self._take_slot(request)
             self.tally.begin_try()
             try:
                 reply = await self._try(server, request)
@@ -110,12 +132,15 @@ class OpenAIEndpoint:
                 self._let_rest(server, trouble, wait)
             finally:
                 self.tally.end_try()
-                await self._give_back(server)
+                server.in_flight -= 1
+                self._freed.set()
+            if last.may_be_billed and self._on_waste is not None:
+                await self._on_waste(request, last.kind)
             if last.is_final or number == self.options.max_tries:
                 break
             if number == _TRIES_TO_CONNECT and not any(server.was_reached for server in self._servers):
                 break
-            await asyncio.sleep(wait)
+            await self.stop.sleep(wait)
         if not any(server.was_reached for server in self._servers):
             raise InputError(
                 f"models.{self.name}.base_url: nobody answers at {', '.join(self.options.base_url or ())} ({last}); "
@@ -147,41 +172,45 @@ class OpenAIEndpoint:
         jittered = backoff * (1 - JITTER * random.random())
         return max(jittered, min(trouble.retry_after, LONGEST_WAIT_SECONDS))
 
-    async def _pace(self, request: ChatRequest) -> None:
-        """Waits until the limits per minute allow another request."""
+    async def _take_slot(self, request: ChatRequest) -> _Server:
+        """A server with a slot, when the limits per minute allow another request; raises Stopped."""
+        async with self._gate:
+            while True:
+                self.stop.check()
+                self._freed.clear()
+                wait: float | None = max(0.0, self._next_send - _now())
+                if not wait:
+                    server, wait = self._free_server()
+                    if server is not None:
+                        server.in_flight += 1
+                        self._next_send = self._send_after(request)
+                        return server
+                try:
+                    async with asyncio.timeout(wait):
+                        await self._freed.wait()
+                except TimeoutError:
+                    pass
+
+    def _free_server(self) -> tuple[_Server | None, float | None]:
+        """The server with the fewest requests that has a slot and does not rest; else how long the first rests on."""
+        now = _now()
+        awake = [server for server in self._servers if server.rests_until <= now]
+        server = min(awake, key=lambda server: server.in_flight, default=None)
+        if server is not None and server.in_flight < self.options.concurrency:
+            return server, None
+        return None, min((server.rests_until - now for server in self._servers if server not in awake), default=None)
+
+    def _send_after(self, request: ChatRequest) -> float:
+        """When the next request may go out, if this one goes now."""
         gap = 0.0
         if self.options.requests_per_minute is not None:
             gap = 60 / self.options.requests_per_minute
         if self.options.tokens_per_minute is not None:
             tokens = request.estimated_prompt_tokens() + request.max_tokens
             gap = max(gap, 60 * tokens / self.options.tokens_per_minute)
-        if gap:
-            now = _now()
-            start = max(now, self._next_send)
-            self._next_send = start + gap
-            await asyncio.sleep(start - now)
-
-    async def _take_slot(self) -> _Server:
-        """The server with the fewest requests that has a slot and does not rest."""
-        async with self._freed:
-            while True:
-                self.stop.check()
-                awake = [server for server in self._servers if server.rests_until <= _now()]
-                server = min(awake, key=lambda server: server.in_flight, default=None)
-                if server is not None and server.in_flight < self.options.concurrency:
-                    server.in_flight += 1
-                    return server
-                resting = [server.rests_until - _now() for server in self._servers if server not in awake]
-                try:
-                    async with asyncio.timeout(min(resting) if resting else None):
-                        await self._freed.wait()
-                except TimeoutError:
-                    pass
-
-    async def _give_back(self, server: _Server) -> None:
-        async with self._freed:
-            server.in_flight -= 1
-            self._freed.notify()
+        # A timer that was late does not lower the rate; time in which nothing was to be sent is not made up for.
+        is_on_time = _now() - self._next_send < _LATE_SECONDS
+        return (self._next_send if is_on_time else _now()) + gap
 
     async def _try(self, server: _Server, request: ChatRequest) -> Reply:
         """Sends the request once."""
@@ -199,7 +228,8 @@ class OpenAIEndpoint:
         except openai.APIConnectionError as error:
             cause = type(error.__cause__).__name__
             kind = _NO_CONNECTION if cause in ("ConnectError", "ConnectTimeout") else "connection lost"
-            raise _Trouble(kind, f"{server.url}: {cause}: {self._brief(error.__cause__)}") from None
+            detail = f"{server.url}: {cause}: {self._brief(error.__cause__)}"
+            raise _Trouble(kind, detail, may_be_billed=kind != _NO_CONNECTION) from None
         except openai.APIError as error:  # what the client cannot read
             raise _Trouble("unreadable answer", self._brief(error)) from None
         return _read_answer(text, request, self.name)
@@ -213,7 +243,8 @@ class OpenAIEndpoint:
                 "api_key_env names"
             ) from None
         is_final = status < 500 and status not in _WORTH_RETRYING
-        return _Trouble(str(status), detail, retry_after=_retry_after(error.response.headers), is_final=is_final)
+        retry_after = _retry_after(error.response.headers)
+        return _Trouble(str(status), detail, retry_after=retry_after, is_final=is_final, may_be_billed=False)
 
     def _brief(self, error: BaseException | None) -> str:
         """An error's text on one line; a server that repeats the key does not bring it into a log."""

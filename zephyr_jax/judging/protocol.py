@@ -5,6 +5,7 @@ Not here: who answers (openai_endpoint.py, local_model.py), and keeping, countin
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
 import json
@@ -92,14 +93,31 @@ class Stopped(Exception):
 
 
 class Stop:
-    """Says that no new call is to begin, and why; those in flight are waited for."""
+    """Says that no new call is to begin, and why; those in flight are waited for, and nobody waits to begin one."""
 
     def __init__(self) -> None:
         self.reason: BaseException | None = None
+        self._asked = asyncio.Event()
+        self._to_wake: list[asyncio.Event] = []
 
     def ask(self, reason: BaseException) -> None:
-        """Stops; the first reason counts."""
+        """Stops; the first reason counts. To be called where the event loop runs."""
         self.reason = self.reason or reason
+        for event in (self._asked, *self._to_wake):
+            event.set()
+
+    def wakes(self, event: asyncio.Event) -> None:
+        """Has an event set too when a stop is asked for, for whoever waits for something else."""
+        self._to_wake.append(event)
+
+    async def sleep(self, seconds: float) -> None:
+        """Waits; raises Stopped as soon as a stop is asked for."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._asked.wait()
+        except TimeoutError:
+            return
+        raise Stopped
 
     def check(self) -> None:
         """Raises Stopped where a stop was asked for."""

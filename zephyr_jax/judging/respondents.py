@@ -11,7 +11,7 @@ from pathlib import Path
 from zephyr_jax.judging.budget import Purse
 from zephyr_jax.judging.calls import Caller
 from zephyr_jax.judging.journal import Journal
-from zephyr_jax.judging.protocol import Respondent, Stop
+from zephyr_jax.judging.protocol import ChatRequest, Respondent, Stop
 from zephyr_jax.judging.tally import Tally
 from zephyr_jax.respondent_options import Budget, ModelOptions
 
@@ -79,7 +79,10 @@ class Respondents:
         if options.base_url is not None:
             from zephyr_jax.judging.openai_endpoint import OpenAIEndpoint
 
-            return OpenAIEndpoint(options, name=name, tally=self.tallies[name], stop=self.stop)
+            async def on_waste(request: ChatRequest, kind: str) -> None:
+                await self._callers[name].pay_for_waste(request, kind)
+
+            return OpenAIEndpoint(options, name=name, tally=self.tallies[name], stop=self.stop, on_waste=on_waste)
         from zephyr_jax.judging.local_model import LocalModel
 
         return LocalModel(options, name=name, tally=self.tallies[name], stop=self.stop, command=self.command)
