@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from zephyr_jax.evaluation_recipe import load_evaluation_recipe
 from zephyr_jax.feedback_recipe import load_feedback_recipe
+from zephyr_jax.recipe import load_recipe
 from zephyr_jax.records import InputError
 
 SMALL = """
@@ -68,3 +70,27 @@ def test_a_recipe_is_read_with_its_defaults(tmp_path: Path) -> None:
 def test_a_mistake_is_named_with_the_way_out(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         _load(tmp_path, override)
+
+
+@pytest.mark.parametrize(
+    ("load", "file", "message"),
+    [
+        (
+            load_feedback_recipe,
+            "smollm2.yaml",
+            r"this is a training recipe \(it has stages, model, dsft, ddpo\), wanted a recipe of AI feedback, .*"
+            r"zephyr_jax.train --config \S+/smollm2.yaml\Z",
+        ),
+        (
+            load_recipe,
+            "feedback/smollm2.yaml",
+            r"this is a recipe of AI feedback .*, wanted a training recipe, .*feedback",
+        ),
+        (load_evaluation_recipe, "feedback/ultrafeedback.yaml", r"this is a recipe of AI feedback"),
+        (load_feedback_recipe, "evaluation/published.yaml", r"this is a recipe of an evaluation .*zephyr_jax.evaluate"),
+    ],
+)
+def test_a_recipe_of_another_command_is_called_that(repository: Path, load, file: str, message: str) -> None:
+    """Also with overrides of the command that was meant; all its keys would otherwise be called unknown."""
+    with pytest.raises(InputError, match=message):
+        load(repository / "configs" / file, ["budget.requests=3"])

@@ -31,6 +31,33 @@ _VARIABLE_HINTS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """A kind of recipe: what it is called, the command that runs it, an example, and keys that no other kind has."""
+
+    name: str
+    command: str
+    example: str
+    keys: tuple[str, ...]
+
+
+_KINDS = (
+    _Kind("a training recipe", "train", "configs/tiny.yaml", ("stages", "model", "dsft", "ddpo")),
+    _Kind(
+        "a recipe of AI feedback",
+        "feedback",
+        "configs/feedback/smollm2.yaml",
+        ("teacher", "prompts", "instructions", "completions", "annotation", "binarisation"),
+    ),
+    _Kind(
+        "a recipe of an evaluation",
+        "evaluate",
+        "configs/evaluation/published.yaml",
+        ("statistics", "alpaca_eval", "mt_bench", "agreement", "academic"),
+    ),
+)
+
+
 def raise_problems(problems: Sequence[tuple[str, str]]) -> None:
     """For a block's validator: reports keys that do not go together, all at once.
 
@@ -72,6 +99,7 @@ def read_options(options_type: type[OptionsT], path: str | Path, *, overrides: S
             raise YamlProblem(
                 f"{path}: got {_describe(root)} at the top, wanted keys and values (name: ..., model: ...)"
             )
+        _check_kind(root.content, str(path), options_type)
         for override in overrides:
             root = _apply_override(root, override, options_type)
         reader = _Reader(str(path), root)
@@ -86,6 +114,20 @@ def read_options(options_type: type[OptionsT], path: str | Path, *, overrides: S
     if reader.problems:
         raise InputError(_one_message(reader.problems))
     return options
+
+
+def _check_kind(keys: Mapping[str, Node], path: str, options_type: type[pydantic.BaseModel]) -> None:
+    """Says so where a file is another command's recipe, instead of finding fault with every key of it."""
+    own = [kind for kind in _KINDS if set(kind.keys) <= options_type.model_fields.keys()]
+    if not own or any(key in keys for key in own[0].keys):
+        return
+    for kind in _KINDS:
+        telling = [key for key in kind.keys if key in keys]
+        if telling:
+            raise YamlProblem(
+                f"{path}: this is {kind.name} (it has {', '.join(telling)}), wanted {own[0].name}, such as "
+                f"{own[0].example}; what runs this file is python -m zephyr_jax.{kind.command} --config {path}"
+            )
 
 
 def _apply_override(root: Node, override: str, options_type: type[pydantic.BaseModel]) -> Node:
