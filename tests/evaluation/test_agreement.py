@@ -124,3 +124,17 @@ def test_length_alone_agrees_with_gpt_4_more_often_than_a_coin(zephyr_data: Path
             longer += math.copysign(1, margin) == math.copysign(1, length)
     assert found.longer is not None and (found.longer.count, found.longer.total) == (longer, decided)
     assert found.longer.low > 0.5
+
+
+def test_a_judge_is_held_beside_the_lazy_ones_on_the_same_items(tmp_path: Path) -> None:
+    """90 of 200 verdicts are the favourite model's less often than not; the judge agrees in 130, the favourite in 110.
+
+    Apart the intervals overlap; item by item the judge is right on 20 more and wrong on none that the favourite has.
+    """
+    reference = [2] * 110 + [1] * 90
+    judge = [2] * 110 + [1] * 20 + [2] * 70
+    found, _ = _compare(tmp_path, _annotations(judge), _annotations(reference))
+    assert found is not None and (found.agreed.count, found.same_model.count) == (130, 110)
+    assert found.agreed.low < found.same_model.high and not found.weak
+    assert found.gains[0].mean == pytest.approx(0.1) and found.gains[0].low is not None and found.gains[0].low > 0
+    assert found.as_dict()["gains"][0]["num_items"] == 200

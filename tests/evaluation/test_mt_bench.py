@@ -10,7 +10,7 @@ import pytest
 
 from tests.evaluation.fastchat_rows import a_grading, a_pair, a_question, write
 from zephyr_jax.evaluation.fastchat_files import read_answers, read_judgments, read_questions, write_rows
-from zephyr_jax.evaluation.mt_bench import CATEGORIES, bench_score, by_model, parse_rating, scores_by_question
+from zephyr_jax.evaluation.mt_bench import CATEGORIES, bench_score, by_model, parse_rating, scores_by_answer
 from zephyr_jax.evaluation.statistics import Sampling
 from zephyr_jax.records import InputError
 
@@ -74,7 +74,7 @@ def test_models_and_judges_are_told_apart(tmp_path: Path) -> None:
     rows = [a_grading(1, 8), a_grading(1, 4, model="theirs"), a_grading(1, 2, judge=["weak", "single-v1"])]
     gradings, pairs = read_judgments([write(tmp_path / "a.jsonl", [*rows, a_pair(1, "tie", "tie")])])
     assert list(by_model(gradings)) == [("ours", "gpt-4"), ("theirs", "gpt-4"), ("ours", "weak")] and len(pairs) == 1
-    assert scores_by_question(gradings[:1]) == {1: 8}
+    assert scores_by_answer([*gradings[:1], *gradings[:1]]) == {(1, 1): 8}
 
 
 @pytest.mark.parametrize(

@@ -124,3 +124,12 @@ def test_ties_follow_nothing() -> None:
     nothing = position_bias([("tie", "tie")], sampling=SAMPLING)
     assert nothing.first_share is None and "is not known" in nothing.sentence("j")
     assert nothing.as_dict()["follows_position"] is None
+
+
+def test_two_turns_of_a_question_are_one_vote_on_the_place() -> None:
+    """Five questions whose two turns both went to the first place: p = 2 / 2^5, not 2 / 2^10; one may cancel itself."""
+    both_turns = [question for question in range(5) for _ in range(2)]
+    found = position_bias([("first", "first")] * 10, groups=both_turns, sampling=SAMPLING)
+    assert (found.to_first, found.p_value) == (10, 2 / 32) and found.follows.low < 0.5
+    mixed = [("first", "first"), ("second", "second"), *[("first", "first")] * 8]
+    assert position_bias(mixed, groups=both_turns, sampling=SAMPLING).p_value == 2 / 16

@@ -16,15 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from zephyr_jax.data.comparison_statistics import Share, rank_correlation, share_of
+from zephyr_jax.data.comparison_statistics import Share, rank_correlation
 from zephyr_jax.evaluation.alpaca_eval import parse_annotation
 from zephyr_jax.evaluation.fastchat_files import UNPARSED, Grading, parse_judgment
 from zephyr_jax.evaluation.pairwise import outcome
-from zephyr_jax.evaluation.statistics import Estimate, Sampling, estimate_mean
+from zephyr_jax.evaluation.statistics import Estimate, Sampling, bootstrap_interval, estimate_mean, share
 from zephyr_jax.evaluation.stored_rows import field, read_rows
 from zephyr_jax.records import InputError
 
 Key = tuple[object, ...]
+_MAX_RANKINGS = 1000  # of the interval of a rank correlation: each sorts all items
 _REVIEW = "a review of the Vicuna blog, with question_id, model_1, model_2 and a score of two numbers"
 
 
@@ -53,6 +54,7 @@ class VerdictAgreement:
       kappa: Cohen's, of the three verdicts: 0 is what chance gives, 1 is full; None where chance gives full agreement.
       same_model: what always choosing the reference's favourite model would agree, where neither tied.
       longer: what always choosing the longer answer would agree; None where lengths are not known.
+      gains: how much more often the judge agrees than each of these two, on the same items.
     """
 
     num_common: int
@@ -62,11 +64,12 @@ class VerdictAgreement:
     kappa: float | None
     same_model: Share
     longer: Share | None
+    gains: tuple[Estimate, ...]
 
     @property
     def weak(self) -> bool:
-        """Whether it is not surely above both of the judges that look at nothing."""
-        return self.agreed.low <= max(self.same_model.share, self.longer.share if self.longer else 0.0)
+        """Whether it is not surely above both of the judges that look at nothing, item by item."""
+        return not self.gains or any(gain.low is None or gain.low <= 0 for gain in self.gains)
 
     def sentence(self) -> str:
         """What may be said of it."""
@@ -90,6 +93,7 @@ class VerdictAgreement:
             "kappa": self.kappa,
             "always_the_same_model": _share(self.same_model),
             "always_the_longer": _share(self.longer) if self.longer else None,
+            "gains": [gain.as_dict() for gain in self.gains],
             "weak": self.weak,
         }
 
@@ -103,6 +107,7 @@ class GradingAgreement:
       exact, within_one: ratings equal, and at most 1 apart.
       difference: mean of the judge's rating - the reference's.
       rank_correlation: Spearman's; None where there are too few, or one judge says always the same.
+      rank_interval: its interval, over questions; None with it, or with one question.
       error: mean absolute difference.
       constant_error: that of always giving the reference's median.
       gain: mean of what the judge is nearer than that constant, by item.
@@ -114,6 +119,7 @@ class GradingAgreement:
     within_one: Share
     difference: Estimate
     rank_correlation: float | None
+    rank_interval: tuple[float, float] | None
     error: float
     constant_error: float
     gain: Estimate
@@ -125,7 +131,10 @@ class GradingAgreement:
 
     def sentence(self) -> str:
         """What may be said of it."""
-        rho = "" if self.rank_correlation is None else f", rank correlation {self.rank_correlation:.2f}"
+        rho = ""
+        if self.rank_correlation is not None and self.rank_interval is not None:
+            low, high = self.rank_interval
+            rho = f", rank correlation {self.rank_correlation:.2f} ({low:.2f} to {high:.2f})"
         verdict = "a WEAK judge: not surely nearer than" if self.weak else "nearer than"
         return (
             f"within one point on {self.within_one.share:.1%} ({self.within_one.low:.1%} to "
@@ -142,9 +151,11 @@ class GradingAgreement:
             "exact": _share(self.exact),
             "within_one": _share(self.within_one),
             "rank_correlation": self.rank_correlation,
+            "rank_correlation_interval": None if self.rank_interval is None else list(self.rank_interval),
             "difference": self.difference.as_dict(),
             "mean_absolute_error": self.error,
             "constant_mean_absolute_error": self.constant_error,
+            "gain": self.gain.as_dict(),
             "weak": self.weak,
         }
 
@@ -228,10 +239,14 @@ def agreement(
     judge: Judgments, reference: Judgments, *, sampling: Sampling
 ) -> tuple[VerdictAgreement | None, GradingAgreement | None]:
     """Verdicts and gradings of a judge beside a reference's; None for a kind without a common item that both parsed."""
-    return _of_verdicts(judge.verdicts, reference.verdicts), _of_gradings(judge.gradings, reference.gradings, sampling)
+    return _of_verdicts(judge.verdicts, reference.verdicts, sampling), _of_gradings(
+        judge.gradings, reference.gradings, sampling
+    )
 
 
-def _of_verdicts(judge: Mapping[Key, Verdict], reference: Mapping[Key, Verdict]) -> VerdictAgreement | None:
+def _of_verdicts(
+    judge: Mapping[Key, Verdict], reference: Mapping[Key, Verdict], sampling: Sampling
+) -> VerdictAgreement | None:
     common = [key for key in judge if key in reference and reference[key].value is not None]
     pairs = [(key, judge[key].value, reference[key].value) for key in common if judge[key].value is not None]
     if not pairs:
@@ -239,17 +254,27 @@ def _of_verdicts(judge: Mapping[Key, Verdict], reference: Mapping[Key, Verdict])
     decided = [(key, said, truth) for key, said, truth in pairs if said and truth]
     favourite = _favourites((key, truth) for key, _, truth in decided)
     lengths = {key: _known(judge[key].longer, reference[key].longer) for key, _, _ in decided}
-    with_length = [(key, truth) for key, _, truth in decided if lengths[key]]
+    by_favourite = {key: favourite[key[-2:]] == truth for key, _, truth in decided}
+    by_length = {key: lengths[key] == truth for key, _, truth in decided if lengths[key]}
+    agreed = {key: said == truth for key, said, truth in decided}
+
+    def shared(hits: Mapping[Key, bool]) -> Share:
+        # Verdicts on one instruction or question, of several models or turns, are not independent.
+        return share(list(hits.values()), groups=[key[:2] for key in hits], sampling=sampling)
+
+    def gain(lazy: Mapping[Key, bool]) -> Estimate:
+        more = [float(agreed[key]) - float(hit) for key, hit in lazy.items()]
+        return estimate_mean(more, groups=[key[:2] for key in lazy], sampling=sampling)
+
     return VerdictAgreement(
         num_common=len(common),
         num_unparsed=len(common) - len(pairs),
-        agreed=share_of(sum(said == truth for _, said, truth in decided), len(decided)),
-        agreed_with_ties=share_of(sum(said == truth for _, said, truth in pairs), len(pairs)),
+        agreed=shared(agreed),
+        agreed_with_ties=shared({key: said == truth for key, said, truth in pairs}),
         kappa=_kappa([(said, truth) for _, said, truth in pairs]),
-        same_model=share_of(sum(favourite[key[-2:]] == truth for key, _, truth in decided), len(decided)),
-        longer=share_of(sum(lengths[key] == truth for key, truth in with_length), len(with_length))
-        if with_length
-        else None,
+        same_model=shared(by_favourite),
+        longer=shared(by_length) if by_length else None,
+        gains=tuple(gain(lazy) for lazy in (by_favourite, by_length) if lazy),
     )
 
 
@@ -290,11 +315,31 @@ def _of_gradings(
     return GradingAgreement(
         num_common=len(common),
         num_unparsed=len(common) - len(usable),
-        exact=share_of(int((error_N == 0).sum()), len(usable)),
-        within_one=share_of(int((error_N <= 1).sum()), len(usable)),
+        exact=share(list(error_N == 0), groups=questions, sampling=sampling),
+        within_one=share(list(error_N <= 1), groups=questions, sampling=sampling),
         difference=estimate_mean(said_N - truth_N, groups=questions, sampling=sampling),
         rank_correlation=rank_correlation(said_N, truth_N),
+        rank_interval=_rank_interval(said_N, truth_N, questions, sampling),
         error=float(error_N.mean()),
         constant_error=float(constant_N.mean()),
         gain=estimate_mean(constant_N - error_N, groups=questions, sampling=sampling),
     )
+
+
+def _rank_interval(
+    said_N: np.ndarray, truth_N: np.ndarray, questions: Sequence[object], sampling: Sampling
+) -> tuple[float, float] | None:
+    """The interval of Spearman's rho over questions drawn anew; a draw where one judge says always the same has 0."""
+    places: dict[object, list[int]] = {}
+    for place, question in enumerate(questions):
+        places.setdefault(question, []).append(place)
+    if len(places) < 2 or rank_correlation(said_N, truth_N) is None:
+        return None
+    members = [np.array(places[question]) for question in sorted(places, key=str)]
+
+    def drawn(index_G: np.ndarray) -> float:
+        index = np.concatenate([members[group] for group in index_G])
+        return rank_correlation(said_N[index], truth_N[index]) or 0.0
+
+    fewer = dataclasses.replace(sampling, resamples=min(sampling.resamples, _MAX_RANKINGS))
+    return bootstrap_interval(drawn, len(members), sampling=fewer)

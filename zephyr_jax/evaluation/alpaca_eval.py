@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from zephyr_jax.evaluation.position import Place, PositionBias, position_bias
-from zephyr_jax.evaluation.statistics import Estimate, Sampling, estimate_mean, sign_flip_p_value
+from zephyr_jax.evaluation.statistics import Estimate, Sampling, estimate_mean, is_noise, p_values, sign_flip_p_value
 from zephyr_jax.evaluation.stored_rows import field, number_or_none, read_rows
 from zephyr_jax.records import InputError
 
@@ -135,6 +135,7 @@ class WinRate:
       p_value: two-sided, that model and baseline are equally good (sign-flip test).
       level: of the interval.
       position: what the order of the outputs did to the judge; None where no pair was judged in both orders.
+      p_adjusted, num_compared: see `statistics.Tested`.
     """
 
     model: str
@@ -152,6 +153,8 @@ class WinRate:
     p_value: float
     level: float
     position: PositionBias | None = None
+    p_adjusted: float | None = None
+    num_compared: int = 1
 
     @property
     def label(self) -> str:
@@ -177,15 +180,14 @@ class WinRate:
             "avg_length": None if self.mean_length is None else int(self.mean_length),
             "avg_length_baseline": None if self.mean_baseline_length is None else int(self.mean_baseline_length),
             "longer_wins": list(self.longer_wins),
-            "p_value": self.p_value,
-            "within_noise": self.within_noise,
+            **p_values(self),
             "position": self.position.as_dict() if self.position else None,
         }
 
     @property
     def within_noise(self) -> bool:
         """Whether the model's difference from the baseline counts as noise."""
-        return self.p_value > 1 - self.level
+        return is_noise(self)
 
 
 def _percent(share: float | None) -> float | None:
@@ -232,7 +234,7 @@ def win_rate(annotations: Sequence[Annotation], *, sampling: Sampling) -> WinRat
         model=first.model,
         baseline=first.baseline,
         annotator=first.annotator,
-        estimate=estimate_mean(scores_N, sampling=sampling),
+        estimate=estimate_mean(scores_N, whole=1.0, sampling=sampling),
         wins=wins,
         losses=losses,
         ties=len(scores_N) - wins - losses,

@@ -86,13 +86,13 @@ def by_model(gradings: Iterable[Grading]) -> dict[tuple[str, str], list[Grading]
     return models
 
 
-def scores_by_question(gradings: Iterable[Grading]) -> dict[Hashable, float]:
-    """Question -> mean of its parsed gradings, over turns and repetitions."""
+def scores_by_answer(gradings: Iterable[Grading]) -> dict[Hashable, float]:
+    """(question, turn) -> mean of its parsed gradings, over repetitions."""
     scores: dict[Hashable, list[float]] = {}
     for grading in gradings:
         if grading.score != UNPARSED:
-            scores.setdefault(grading.question_id, []).append(grading.score)
-    return {question: statistics.fmean(values) for question, values in scores.items()}
+            scores.setdefault((grading.question_id, grading.turn), []).append(grading.score)
+    return {answer: statistics.fmean(values) for answer, values in scores.items()}
 
 
 def bench_score(

@@ -16,7 +16,7 @@ import numpy as np
 
 from zephyr_jax.evaluation.fastchat_files import PairJudgment
 from zephyr_jax.evaluation.position import Place, PositionBias, position_bias
-from zephyr_jax.evaluation.statistics import Estimate, Sampling, estimate_mean, sign_flip_p_value
+from zephyr_jax.evaluation.statistics import Estimate, Sampling, estimate_mean, is_noise, p_values, sign_flip_p_value
 
 # Game 1 shows model_1 first, game 2 model_2.
 _PLACES: tuple[dict[str, Place], dict[str, Place]] = (
@@ -53,6 +53,7 @@ class PairResult:
       p_value: two-sided, that neither is better (sign-flip test over the questions).
       position: what the order decided, of what was parsed.
       level: of the intervals.
+      p_adjusted, num_compared: see `statistics.Tested`.
     """
 
     model_1: str
@@ -66,11 +67,13 @@ class PairResult:
     p_value: float
     position: PositionBias
     level: float
+    p_adjusted: float | None = None
+    num_compared: int = 1
 
     @property
     def within_noise(self) -> bool:
         """Whether the difference of the two counts as noise."""
-        return self.p_value > 1 - self.level
+        return is_noise(self)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -83,8 +86,7 @@ class PairResult:
             "tie": self.ties,
             "num_errors": self.num_errors,
             **self.estimate.as_dict(("win_rate_adjusted", "standard_error")),
-            "p_value": self.p_value,
-            "within_noise": self.within_noise,
+            **p_values(self),
             "position": self.position.as_dict(),
         }
 
@@ -137,7 +139,7 @@ def pair_result(judgments: Sequence[PairJudgment], *, sampling: Sampling) -> Pai
         losses=counts["model_2"],
         ties=counts["tie"],
         num_errors=counts["error"],
-        estimate=estimate_mean(scores, groups=questions, sampling=sampling),
+        estimate=estimate_mean(scores, groups=questions, whole=1.0, sampling=sampling),
         p_value=sign_flip_p_value(
             np.array([by_question[question] for question in sorted(by_question)]), sampling=sampling
         ),

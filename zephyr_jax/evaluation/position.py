@@ -12,10 +12,12 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
-from zephyr_jax.data.comparison_statistics import Share, share_of
-from zephyr_jax.evaluation.statistics import Estimate, Sampling, estimate_mean, sign_test_p_value
+from zephyr_jax.data.comparison_statistics import Share
+from zephyr_jax.evaluation.statistics import Estimate, Sampling, estimate_mean, share, sign_test_p_value
 
 Place = Literal["first", "second", "tie"]
+# In the second order the same model stands at the other place.
+_SAME_MODEL = {("first", "second"), ("second", "first"), ("tie", "tie")}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class PositionBias:
       follows: items whose both verdicts went to the same place, of those decided in both orders.
       to_first, to_second: the same items by place.
       first_share: of all decided verdicts, those for the answer shown first, 0 to 1; None where none was decided.
-      p_value: two-sided, that no place is favoured (exact sign test of to_first against to_second).
+      p_value: two-sided, that no place is favoured (exact sign test over the groups, by where most of a group went).
       level: of the intervals.
     """
 
@@ -81,25 +83,32 @@ def position_bias(
     Args:
       places: an item each: which place won when the first model was shown first, and when the second was.
       groups: what each item belongs to, such as its question; None: every item for itself.
-      sampling: how the interval of `first_share` is drawn.
+      sampling: the level of the intervals.
     """
     keys = list(range(len(places)) if groups is None else groups)
     counts = Counter(places)
     to_first, to_second = counts["first", "first"], counts["second", "second"]
     decided = [(place, key) for both, key in zip(places, keys, strict=True) for place in both if place != "tie"]
-    # The same model won: in the second order it stands at the other place.
-    same = counts["first", "second"] + counts["second", "first"] + counts["tie", "tie"]
+    in_both = [(both, key) for both, key in zip(places, keys, strict=True) if "tie" not in both]
+    net: Counter[Hashable] = Counter()
+    for both, key in zip(places, keys, strict=True):
+        net[key] += (both == ("first", "first")) - (both == ("second", "second"))
     first_share = None
     if decided:
         first_share = estimate_mean(
-            [float(place == "first") for place, _ in decided], groups=[key for _, key in decided], sampling=sampling
+            [float(place == "first") for place, _ in decided],
+            groups=[key for _, key in decided],
+            whole=1.0,
+            sampling=sampling,
         )
     return PositionBias(
-        same_verdict=share_of(same, len(places)),
-        follows=share_of(to_first + to_second, sum(count for both, count in counts.items() if "tie" not in both)),
+        same_verdict=share([both in _SAME_MODEL for both in places], groups=keys, sampling=sampling),
+        follows=share(
+            [both[0] == both[1] for both, _ in in_both], groups=[key for _, key in in_both], sampling=sampling
+        ),
         to_first=to_first,
         to_second=to_second,
         first_share=first_share,
-        p_value=sign_test_p_value(to_first, to_second),
+        p_value=sign_test_p_value(sum(one > 0 for one in net.values()), sum(one < 0 for one in net.values())),
         level=sampling.level,
     )

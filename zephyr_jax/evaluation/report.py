@@ -44,4 +44,7 @@ def read_blocks(content: Mapping[str, Any]) -> list[Block]:
 def intervals_note(content: Mapping[str, Any]) -> str:
     """How its intervals are to be read."""
     level = content["level"]
-    return f"{level:.0%} intervals by bootstrap; a difference with p above {1 - level:.2g} is noise"
+    return (
+        f"{level:.0%} intervals, over questions or instructions; a difference whose p, allowing for all comparisons of "
+        f"its kind, is above {1 - level:.2g} is noise"
+    )

@@ -17,7 +17,7 @@ from zephyr_jax.evaluation.asked import Asked, ask_models, folder_of
 from zephyr_jax.evaluation.bench_run import JudgedBench
 from zephyr_jax.evaluation.fastchat_files import read_judgments, read_questions
 from zephyr_jax.evaluation.length_control import LengthControlled, length_controlled_win_rate, read_length_data
-from zephyr_jax.evaluation.statistics import Comparison, Sampling, compare
+from zephyr_jax.evaluation.statistics import Comparison, Sampling, compare, with_holm
 from zephyr_jax.evaluation_recipe import AgreementOptions, AlpacaEvalOptions, EvaluationRecipe, MtBenchOptions
 from zephyr_jax.records import InputError
 
@@ -158,9 +158,9 @@ def _alpaca_eval(options: AlpacaEvalOptions, asked: Asked, sampling: Sampling) -
             ]
             comparisons.append(compare((first[0], scores[0]), (second[0], scores[1]), sampling=sampling))
     return AlpacaEvalResults(
-        win_rates=rates,
+        win_rates=with_holm(rates),
         length_controlled=tuple(controlled),
-        comparisons=tuple(found for found in comparisons if found),
+        comparisons=with_holm([found for found in comparisons if found]),
         judged=judged,
         answering=answered.counts if answered else (),
     )
@@ -187,8 +187,9 @@ def _mt_bench(options: MtBenchOptions, asked: Asked, sampling: Sampling) -> MtBe
         )
     comparisons = [
         compare(
-            (first[0], mt_bench.scores_by_question(first_rows)),
-            (second[0], mt_bench.scores_by_question(second_rows)),
+            (first[0], mt_bench.scores_by_answer(first_rows)),
+            (second[0], mt_bench.scores_by_answer(second_rows)),
+            group_of=lambda answer: answer[0],  # two turns of a question are not independent
             sampling=sampling,
         )
         for (first, (first_rows, _)), (second, (second_rows, _)) in itertools.combinations(graded.items(), 2)
@@ -196,8 +197,8 @@ def _mt_bench(options: MtBenchOptions, asked: Asked, sampling: Sampling) -> MtBe
     ]
     return MtBenchResults(
         scores=tuple(score for _, score in graded.values()),
-        comparisons=tuple(found for found in comparisons if found),
-        pairs=results,
+        comparisons=with_holm([found for found in comparisons if found]),
+        pairs=with_holm(results),
         with_published=options.published,
         judged=judged,
         answering=answered.counts if answered else (),

@@ -1,18 +1,24 @@
 """How sure a score is: means with intervals, two models on the same items, and whether a difference is noise.
 
 Items of one question (its two turns, repeated judgments) are not independent: they belong to one group, and groups are
-what is drawn anew or has its sign changed. Every draw hangs on the seed alone, not on the order of rows.
+what is drawn anew or has its sign changed. Every draw hangs on the seed alone, not on the order of rows. What comes of
+many comparisons side by side is held to a common level (`with_holm`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import statistics
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from zephyr_jax.data.comparison_statistics import Share
+
+_NORMAL = statistics.NormalDist()
 _DRAWS_AT_ONCE = 2**22  # numbers drawn in one go: bounds the memory
 
 
@@ -38,7 +44,7 @@ class Estimate:
     Attributes:
       mean: of all items.
       standard_error: of the mean; None with fewer than two groups.
-      low, high: percentile bootstrap interval (B. Efron 1979); None with fewer than two groups.
+      low, high: of the interval, see `estimate_mean`; None with fewer than two groups.
       num_items, num_groups: what it is over.
     """
 
@@ -71,15 +77,25 @@ def _grouped(values: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | 
 
 
 def estimate_mean(
-    values: Sequence[float] | np.ndarray, *, groups: Sequence[Hashable] | None = None, sampling: Sampling
+    values: Sequence[float] | np.ndarray,
+    *,
+    groups: Sequence[Hashable] | None = None,
+    whole: float | None = None,
+    sampling: Sampling,
 ) -> Estimate:
     """The mean of all items, with its standard error and interval over groups.
 
     se = sqrt(G / (G - 1) sum_g (S_g - n_g mean)^2) / N, which for groups of one is s / sqrt(N)
 
+    The interval of a share is Wilson's with as many items as would have this error (E. L. Korn and B. I. Graubard 1998
+    for the idea): the bootstrap's is far too narrow near 0 and 1. Any other is the percentile bootstrap's, its
+    percentiles those of Student's t with G - 1 degrees of freedom (T. Hesterberg 2015, section 5.3): the plain ones are
+    too narrow for a few groups, such as the ten questions of a category.
+
     Args:
       values: [N], at least one.
       groups: [N], what each item belongs to; None: every item for itself.
+      whole: values are shares of it, from 0 to it (1, or 100 in percent); None: they are not.
       sampling: how the interval is drawn.
     """
     sums_G, counts_G = _grouped(values, groups)
@@ -89,13 +105,31 @@ def estimate_mean(
         return Estimate(float(mean), None, None, None, int(total), num_groups)
     residuals_G = sums_G - mean * counts_G
     standard_error = math.sqrt(num_groups / (num_groups - 1) * (residuals_G**2).sum()) / total
+    if whole is not None:
+        low, high = _share_interval(mean / whole, standard_error / whole, num_groups, sampling.level)
+        return Estimate(float(mean), standard_error, whole * low, whole * high, int(total), num_groups)
     rng = np.random.default_rng(sampling.seed)
     means = []
     for num_draws in _portions(sampling.resamples, num_groups):
         index_RG = rng.integers(0, num_groups, (num_draws, num_groups))
         means.append(sums_G[index_RG].sum(1) / counts_G[index_RG].sum(1))
-    low, high = _interval(np.concatenate(means), sampling.level)
+    low, high = _interval(np.concatenate(means), num_groups, sampling.level)
     return Estimate(float(mean), standard_error, low, high, int(total), num_groups)
+
+
+def share(hits: Sequence[bool], *, groups: Sequence[Hashable] | None = None, sampling: Sampling) -> Share:
+    """How many of the items are hits, with the interval of `estimate_mean`; no items say nothing: 0 to 1.
+
+    Args:
+      hits: [N].
+      groups: [N], what each item belongs to; None: every item for itself.
+      sampling: its level.
+    """
+    if not hits:
+        return Share(0, 0, math.nan, 0.0, 1.0)
+    found = estimate_mean(np.array(hits, float), groups=groups, whole=1.0, sampling=sampling)
+    low, high = (0.0, 1.0) if found.low is None or found.high is None else (found.low, found.high)
+    return Share(int(sum(hits)), len(hits), found.mean, low, high)
 
 
 def bootstrap_interval(
@@ -104,7 +138,7 @@ def bootstrap_interval(
     """The percentile interval of any statistic of items drawn anew: `statistic([N] indices)`."""
     rng = np.random.default_rng(sampling.seed)
     drawn = [statistic(rng.integers(0, num_items, num_items)) for _ in range(sampling.resamples)]
-    return _interval(np.array(drawn), sampling.level)
+    return _interval(np.array(drawn), num_items, sampling.level)
 
 
 def _portions(num_draws: int, width: int) -> list[int]:
@@ -112,9 +146,36 @@ def _portions(num_draws: int, width: int) -> list[int]:
     return [min(at_once, num_draws - start) for start in range(0, num_draws, at_once)]
 
 
-def _interval(drawn: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+def _interval(drawn: np.ndarray, num_groups: int, level: float) -> tuple[float, float]:
+    reach = t_quantile((1 + level) / 2, num_groups - 1) * math.sqrt(num_groups / (num_groups - 1))
+    tail = _NORMAL.cdf(-reach)
+    low, high = np.quantile(drawn, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def _share_interval(mean: float, error: float, num_groups: int, level: float) -> tuple[float, float]:
+    """Wilson's interval of a share for the number of independent items that have its standard error."""
+    spread = mean * (1 - mean)
+    # Groups that all agree have no spread to see: one of them may always go to the far end.
+    error = max(error, max(mean, 1 - mean) / num_groups)
+    items = spread / error**2 if spread > 0 else num_groups
+    t = t_quantile((1 + level) / 2, num_groups - 1)
+    centre = (mean + t**2 / (2 * items)) / (1 + t**2 / items)
+    reach = t / (1 + t**2 / items) * math.sqrt(spread / items + t**2 / (4 * items**2))
+    return max(0.0, min(mean, centre - reach)), min(1.0, max(mean, centre + reach))
+
+
+@functools.lru_cache(maxsize=256)
+def t_quantile(share_below: float, degrees: int) -> float:
+    """Student's t below which a share of it lies, more than a half: by summing its density finely.
+
+    With x = sqrt(degrees) tan(angle) the density is cos(angle)^(degrees - 1), up to a factor.
+    """
+    angles = np.linspace(0, np.pi / 2, 200_001)
+    density = np.cos(angles) ** (degrees - 1)
+    summed = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    angle = np.interp((share_below - 0.5) * 2, summed / summed[-1], angles)
+    return float(math.sqrt(degrees) * math.tan(angle))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -125,7 +186,8 @@ class Comparison:
       first, second: their names.
       difference: the mean of first - second, with its interval.
       p_value: two-sided, of the sign-flip test that neither is better.
-      level: of the interval; above 1 - level the difference counts as noise.
+      level: of the interval.
+      p_adjusted, num_compared: see `Tested`.
     """
 
     first: str
@@ -133,17 +195,19 @@ class Comparison:
     difference: Estimate
     p_value: float
     level: float
+    p_adjusted: float | None = None
+    num_compared: int = 1
 
     @property
     def within_noise(self) -> bool:
         """Whether such a difference comes about by chance too easily to be taken for one."""
-        return self.p_value > 1 - self.level
+        return is_noise(self)
 
     def sentence(self, unit: str) -> str:
         """What may be said of it, such as `a 0.35 above b (...)`."""
         mean, low, high = self.difference.mean, self.difference.low, self.difference.high
         interval = "" if low is None else f"{self.level:.0%} interval of the difference {low:+.2f} to {high:+.2f}, "
-        figures = f"{interval}p = {self.p_value:.2g}, {self.difference.num_groups} common {unit}"
+        figures = f"{interval}{p_text(self)}, {self.difference.num_groups} common {unit}"
         if self.within_noise:
             return f"{self.first} and {self.second} are within noise of each other: {mean:+.2f} ({figures})"
         return f"{self.first} is {abs(mean):.2f} {'above' if mean > 0 else 'below'} {self.second} ({figures})"
@@ -154,18 +218,85 @@ class Comparison:
             "first": self.first,
             "second": self.second,
             **self.difference.as_dict(("difference", "standard_error")),
-            "p_value": self.p_value,
-            "within_noise": self.within_noise,
+            **p_values(self),
         }
 
 
+class Tested(Protocol):
+    """What has a p-value, one of several that are looked at side by side.
+
+    Attributes:
+      p_value: by itself.
+      level: above 1 - level of the adjusted p-value it counts as noise.
+      p_adjusted: allowing for all of them; None: not adjusted.
+      num_compared: how many they are.
+    """
+
+    @property
+    def p_value(self) -> float: ...
+    @property
+    def level(self) -> float: ...
+    @property
+    def p_adjusted(self) -> float | None: ...
+    @property
+    def num_compared(self) -> int: ...
+
+
+TestedT = TypeVar("TestedT", bound=Tested)
+
+
+def is_noise(found: Tested) -> bool:
+    """Whether a difference comes about by chance too easily to be taken for one."""
+    return (found.p_value if found.p_adjusted is None else found.p_adjusted) > 1 - found.level
+
+
+def p_text(found: Tested) -> str:
+    """`p = 0.03`, or `p = 0.03, 0.09 allowing for 3 comparisons`."""
+    if found.p_adjusted is None or found.num_compared < 2:
+        return f"p = {found.p_value:.2g}"
+    return f"p = {found.p_value:.2g}, {found.p_adjusted:.2g} allowing for {found.num_compared} comparisons"
+
+
+def p_values(found: Tested) -> dict[str, Any]:
+    """For JSON."""
+    adjusted = found.p_value if found.p_adjusted is None else found.p_adjusted
+    return {
+        "p_value": found.p_value,
+        "p_adjusted": adjusted,
+        "num_compared": found.num_compared,
+        "within_noise": is_noise(found),
+    }
+
+
+def with_holm(found: Sequence[TestedT]) -> tuple[TestedT, ...]:
+    """All of them with p-values that allow for their number (S. Holm 1979): the odds of one false alarm are 1 - level.
+
+    adjusted p of rank r (from 0) among m = max over ranks up to r of min(1, (m - rank) p)
+    """
+    order = sorted(range(len(found)), key=lambda place: found[place].p_value)
+    adjusted: dict[int, float] = {}
+    highest = 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(found) - rank) * found[place].p_value))
+        adjusted[place] = highest
+    return tuple(
+        dataclasses.replace(one, p_adjusted=adjusted[place], num_compared=len(found))  # type: ignore[type-var]
+        for place, one in enumerate(found)
+    )
+
+
 def compare(
-    first: tuple[str, Mapping[Hashable, float]], second: tuple[str, Mapping[Hashable, float]], *, sampling: Sampling
+    first: tuple[str, Mapping[Hashable, float]],
+    second: tuple[str, Mapping[Hashable, float]],
+    *,
+    group_of: Callable[[Any], Hashable] = lambda item: item,
+    sampling: Sampling,
 ) -> Comparison | None:
     """Compares two models by a paired test on the items that both have a score for.
 
     Args:
       first, second: name, and score by item.
+      group_of: (item) -> what it belongs to, such as its question; as it is, every item for itself.
       sampling: how the interval and the p-value are drawn.
 
     Returns:
@@ -174,12 +305,13 @@ def compare(
     common = sorted((item for item in first[1] if item in second[1]), key=str)
     if not common:
         return None
+    groups = [group_of(item) for item in common]
     differences_N = np.array([first[1][item] - second[1][item] for item in common])
     return Comparison(
         first[0],
         second[0],
-        estimate_mean(differences_N, sampling=sampling),
-        sign_flip_p_value(differences_N, sampling=sampling),
+        estimate_mean(differences_N, groups=groups, sampling=sampling),
+        sign_flip_p_value(_grouped(differences_N, groups)[0], sampling=sampling),
         sampling.level,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 from pathlib import Path
 
+from zephyr_jax.data.comparison_statistics import Share
 from zephyr_jax.evaluation.academic.blocks import academic_block
 from zephyr_jax.evaluation.alpaca_eval import WinRate
 from zephyr_jax.evaluation.mt_bench import CATEGORIES
@@ -15,10 +16,14 @@ from zephyr_jax.evaluation.pairwise import PairResult
 from zephyr_jax.evaluation.position import PositionBias
 from zephyr_jax.evaluation.published import MT_BENCH
 from zephyr_jax.evaluation.results import AgreementResult, AlpacaEvalResults, MtBenchResults, Results
-from zephyr_jax.evaluation.statistics import Estimate
+from zephyr_jax.evaluation.statistics import Estimate, p_text
 from zephyr_jax.reporting.blocks import Block, Intervals, Note, Part, Radar, Row, Sentences, Table
 
 _MODELS_PER_RADAR = 2
+PUBLISHED_NOTE = (
+    "Published scores have no interval, and the GPT-4 of their day gave them: grading the same answers again moves a "
+    "score by 0.16 to 0.2, so a smaller difference to them means nothing."
+)
 
 
 def blocks_of(results: Results) -> list[Block]:
@@ -62,8 +67,10 @@ def _mt_bench_block(results: MtBenchResults, level: float) -> Block:
         parts += [
             Intervals("Scores with intervals", "MT-Bench", "score, 1 to 10", rows, None, caption),
             mt_bench_table(results),
+            *([Note(PUBLISHED_NOTE)] if results.with_published else []),
             *radars(results),
             category_table(results),
+            Note(f"In brackets {level:.0%} intervals over the questions, of which a category has at most ten."),
         ]
     if results.pairs:
         parts += [Note("Two answers judged against each other, in both orders:"), pair_table(results)]
@@ -92,7 +99,9 @@ def radars(results: MtBenchResults) -> list[Radar]:
             ]
             for score in some
         }
-        caption = f"MT-Bench by category, 20 gradings each or as many as could be parsed: {names}"
+        sizes = sorted({score.categories[name].num_items for score in some for name in CATEGORIES})
+        gradings = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else str(sizes[0])
+        caption = f"MT-Bench by category, {gradings} gradings each: {names}"
         caption += f"; published, as broken lines: {', '.join(beside)} ({sources})." if beside else "."
         pictures.append(Radar(f"MT-Bench categories of {names}", CATEGORIES, series, beside, 10, caption))
     return pictures
@@ -105,6 +114,11 @@ def interval_text(estimate: Estimate, *, scale: float = 1, digits: int = 2) -> s
     return f"{scale * estimate.low:.{digits}f} to {scale * estimate.high:.{digits}f}"
 
 
+def _with_interval(estimate: Estimate, digits: int = 2) -> str:
+    interval = "" if estimate.low is None else f" ({interval_text(estimate)})"
+    return f"{estimate.mean:.{digits}f}{interval}"
+
+
 def _error(estimate: Estimate, scale: float = 1) -> str:
     return "-" if estimate.standard_error is None else f"{scale * estimate.standard_error:.2f}"
 
@@ -113,7 +127,10 @@ def follows_text(position: PositionBias | None) -> str:
     """`32.0 % (27.9 to 36.4)`: the share of verdicts that follow the position; a dash where it was not measured."""
     if position is None or not position.follows.total:
         return "-"
-    share = position.follows
+    return _share_text(position.follows)
+
+
+def _share_text(share: Share) -> str:
     return f"{100 * share.share:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})"
 
 
@@ -165,17 +182,18 @@ def alpaca_eval_sentences(results: AlpacaEvalResults) -> list[str]:
 def _contest_sentence(rate: WinRate) -> str:
     mean = 100 * rate.estimate.mean
     side = "within noise of" if rate.within_noise else "above" if mean > 50 else "below"
-    text = f"{rate.model} is {side} {rate.baseline} (win rate {mean:.2f} %, even is 50; p = {rate.p_value:.2g})."
+    text = f"{rate.model} is {side} {rate.baseline} (win rate {mean:.2f} %, even is 50; {p_text(rate)})."
     longer, total = rate.longer_wins
     return f"{text} The longer output won {longer} of {total} decided judgments." if total else text
 
 
 def mt_bench_table(results: MtBenchResults) -> Table:
     """A row a graded model, and published ones after them."""
-    head = ["model", "judge", "score", "error", "interval", "turn 1", "turn 2", "gradings", "unparsed", "source"]
+    head = ["model", "judge", "score", "error", "interval", "turn 1", "turn 2", "gradings", "questions", "unparsed",
+            "source"]  # fmt: skip
     rows = []
     for score in results.scores:
-        turns = [f"{score.turns[turn].mean:.4f}" if turn in score.turns else "-" for turn in (1, 2)]
+        turns = [_with_interval(score.turns[turn], 4) if turn in score.turns else "-" for turn in (1, 2)]
         rows.append([
             score.model,
             score.judge,
@@ -184,12 +202,13 @@ def mt_bench_table(results: MtBenchResults) -> Table:
             interval_text(score.estimate),
             *turns,
             str(score.estimate.num_items),
+            str(score.estimate.num_groups),
             str(score.num_unparsed),
             "here",
         ])  # fmt: skip
     if results.with_published:
         rows += [
-            [published.model, "GPT-4", f"{published.score:.2f}", *["-"] * 6, published.source] for published in MT_BENCH
+            [published.model, "GPT-4", f"{published.score:.2f}", *["-"] * 7, published.source] for published in MT_BENCH
         ]
     return Table(head, rows)
 
@@ -198,7 +217,7 @@ def category_table(results: MtBenchResults) -> Table:
     """A row a model, a column a category."""
     names = list(dict.fromkeys(name for score in results.scores for name in score.categories))
     rows = [
-        [score.model, *(f"{score.categories[name].mean:.2f}" if name in score.categories else "-" for name in names)]
+        [score.model, *(_with_interval(score.categories[name]) if name in score.categories else "-" for name in names)]
         for score in results.scores
     ]
     for published in MT_BENCH if results.with_published else ():
@@ -216,7 +235,8 @@ def pair_table(results: MtBenchResults) -> Table:
         [
             pair.model_1, pair.model_2, pair.judge, str(pair.wins), str(pair.losses), str(pair.ties),
             str(pair.num_errors), f"{100 * pair.estimate.mean:.2f}", interval_text(pair.estimate, scale=100),
-            f"{pair.p_value:.2g}", f"{100 * pair.position.same_verdict.share:.1f} %", follows_text(pair.position),
+            f"{pair.p_value:.2g}",
+            _share_text(pair.position.same_verdict), follows_text(pair.position),
             str(pair.position.to_first), str(pair.position.to_second),
         ]
         for pair in results.pairs
@@ -269,10 +289,10 @@ def mt_bench_sentences(results: MtBenchResults) -> list[str]:
 def _pair_sentences(pair: PairResult) -> list[str]:
     names = f"{pair.model_1} and {pair.model_2}"
     if pair.within_noise:
-        text = f"{names} are within noise of each other in direct comparison (p = {pair.p_value:.2g})."
+        text = f"{names} are within noise of each other in direct comparison ({p_text(pair)})."
     else:
         better = pair.model_1 if pair.estimate.mean > 0.5 else pair.model_2
-        text = f"Of {names} {better} is better in direct comparison (p = {pair.p_value:.2g})."
+        text = f"Of {names} {better} is better in direct comparison ({p_text(pair)})."
     return [text, pair.position.sentence(pair.judge)]
 
 

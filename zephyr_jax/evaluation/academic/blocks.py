@@ -73,8 +73,13 @@ def _group_table(results: AcademicResults) -> Table:
     for name in names:
         cells = [score.groups.get(name) for score in grouped]
         items = next(cell.num_items for cell in cells if cell)
-        rows.append([name, str(items), *("-" if cell is None else f"{cell.mean:.1f}" for cell in cells)])
+        rows.append([name, str(items), *("-" if cell is None else _with_interval(cell) for cell in cells)])
     return Table(["subject", "items", *(f"{score.model}, {score.task.options.label}" for score in grouped)], rows)
+
+
+def _with_interval(found: Estimate) -> str:
+    interval = "" if found.low is None or found.high is None else f" ({found.low:.0f} to {found.high:.0f})"
+    return f"{found.mean:.1f}{interval}"
 
 
 def _sentences(results: AcademicResults) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 from zephyr_jax.evaluation.academic.asking import Answered
 from zephyr_jax.evaluation.academic.items import ChoiceItem, Scores
 from zephyr_jax.evaluation.academic.tasks import METRICS, Task
-from zephyr_jax.evaluation.statistics import Comparison, Estimate, Sampling, compare, estimate_mean
+from zephyr_jax.evaluation.statistics import Comparison, Estimate, Sampling, compare, estimate_mean, with_holm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,12 +102,13 @@ def academic_results(answered: Sequence[Answered], *, sampling: Sampling) -> Aca
     by_task: dict[str, list[TaskScore]] = {}
     for score in scores:
         by_task.setdefault(score.task.options.label, []).append(score)
-    comparisons = [
+    compared = [
         (label, compare((first.model, first.by_item), (second.model, second.by_item), sampling=sampling))
         for label, of_task in by_task.items()
         for first, second in itertools.combinations(of_task, 2)
     ]
-    return AcademicResults(scores, tuple((label, found) for label, found in comparisons if found))
+    comparisons = with_holm([found for _, found in compared if found])
+    return AcademicResults(scores, tuple(zip([label for label, found in compared if found], comparisons, strict=True)))
 
 
 def _task_score(answered: Answered, sampling: Sampling) -> TaskScore:
@@ -143,4 +144,4 @@ def _estimate(scores: Sequence[Scores], name: str, sampling: Sampling) -> Estima
         own = value if isinstance(value, tuple) else (value,)
         values += [100 * score for score in own if score is not None]
         groups += [number for score in own if score is not None]
-    return estimate_mean(values, groups=groups, sampling=sampling) if values else None
+    return estimate_mean(values, groups=groups, whole=100.0, sampling=sampling) if values else None
