@@ -71,9 +71,16 @@ def test_results_and_tables_come_from_stored_judgments(recipe: Path, tmp_path: P
     (contest,) = results["alpaca_eval"]["comparisons"]
     assert contest["difference"] == 25 and not contest["within_noise"]
     assert results["mt_bench"]["pairs"][0]["position"]["went_to_the_first"] == 4
+    assert results["mt_bench"]["pairs"][0]["judge_agreement"]["status"] == "measured"
+    assert ours["judge_agreement"]["kind"] == "gradings" and ours["judge_agreement"]["share"] == 1
+    assert results["alpaca_eval"]["models"][0]["judge_agreement"] == {"status": "not measured"}
     assert {kind["kind"] for kind in results["agreement"][0]["agreements"]} == {"verdicts", "gradings"}
     for text in (
         "| ours   | base     | -     | 75.0000",
+        "| not measured ",
+        "Agreement of the judge with a trusted judge: not measured.",
+        "| 100.0 % of 4",
+        "Agreement of gpt-4 with gpt-4: agrees on 100.0%",
         "ours is 2.00 above theirs",
         "theirs is within noise of base",
         "gpt-4 gave no rating for 1 of 33 answers of ours",
@@ -146,6 +153,8 @@ def test_published_categories_average_to_the_published_score() -> None:
         ("mt_bench.judging={answers: a, rules: r, max_tries: 3}", "judging.max_tries: got a value, but rules are no"),
         ("mt_bench.judging={answers: a, rules: r, repetitions: 2}", "rules say the same each time"),
         ("alpaca_eval.judging={outputs: a, baseline: b, rules: r, both_orders: true}", "rules look at no order"),
+        ("agreement=[{judge: a}]", r"agreement\[0\]: got judge, wanted judge and reference, or measured alone"),
+        ("agreement=[{judge: a, reference: b, measured: c}]", "got judge and reference and measured, wanted"),
         ("models={j: {model: x, concurrency: 3}}", "models.j.concurrency: got a value, but without base_url"),
         ("alpaca_eval.length_control={}", "length_control.file: got none, wanted AlpacaEval's df_gamed.csv"),
         ("alpaca_eval.length_control={glm: length_controlled_minimal, file: x}", "reads none; leave it out"),

@@ -274,15 +274,25 @@ class MtBenchOptions(Options):
 
 
 class AgreementOptions(Options):
-    """How a judge's stored judgments agree with a reference's on the items that both judged.
+    """How a judge agrees with a reference on the items that both judged; it stands beside every score of the judge.
 
     Attributes:
-      judge: its files.
+      judge: files of its judgments.
       reference: files of a judge that is trusted more, such as GPT-4.
+      measured: instead of both, what `judge_agreement --out` wrote.
     """
 
-    judge: Files
-    reference: Files
+    judge: Files | None = None
+    reference: Files | None = None
+    measured: Text | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> AgreementOptions:
+        given = [key for key in ("judge", "reference", "measured") if getattr(self, key) is not None]
+        if given not in (["judge", "reference"], ["measured"]):
+            got = " and ".join(given) or "nothing"
+            recipe_file.raise_problems([("", f"got {got}, wanted judge and reference, or measured alone")])
+        return self
 
 
 class EvaluationRecipe(Options):

@@ -73,6 +73,8 @@ class VerdictAgreement:
 
     def sentence(self) -> str:
         """What may be said of it."""
+        if not self.agreed.total:
+            return f"a WEAK judge: it decides none of the {self.num_common} items that the reference decides"
         lazy = [f"always the better model {self.same_model.share:.1%}"]
         if self.longer:
             lazy.append(f"always the longer answer {self.longer.share:.1%}")
@@ -95,6 +97,7 @@ class VerdictAgreement:
             "always_the_longer": _share(self.longer) if self.longer else None,
             "gains": [gain.as_dict() for gain in self.gains],
             "weak": self.weak,
+            "sentence": self.sentence(),
         }
 
 
@@ -157,22 +160,31 @@ class GradingAgreement:
             "constant_mean_absolute_error": self.constant_error,
             "gain": self.gain.as_dict(),
             "weak": self.weak,
+            "sentence": self.sentence(),
         }
 
 
 def _share(share: Share) -> dict[str, Any]:
-    return {"share": share.share, "interval": [share.low, share.high], "count": share.count, "total": share.total}
+    """A share of nothing is null: JSON knows no NaN."""
+    return {
+        "share": share.share if share.total else None,
+        "interval": [share.low, share.high],
+        "count": share.count,
+        "total": share.total,
+    }
 
 
 @dataclasses.dataclass
 class Judgments:
     """What a judge's files hold, by item; None could not be parsed.
 
-    Repeated gradings stand in a list; of an item with two verdicts the later one holds.
+    Repeated gradings stand in a list; of an item with two verdicts the later one holds. `judges` are who gave them, as
+    the rows say.
     """
 
     verdicts: dict[Key, Verdict] = dataclasses.field(default_factory=dict)
     gradings: dict[Key, list[float | None]] = dataclasses.field(default_factory=dict)
+    judges: set[str] = dataclasses.field(default_factory=set)
 
 
 def read_judge(sources: Iterable[str]) -> Judgments:
@@ -183,26 +195,33 @@ def read_judge(sources: Iterable[str]) -> Judgments:
     """
     judgments = Judgments()
     for source in sources:
-        for place, (location, row) in enumerate(read_rows(source)):
-            if "preference" in row:
-                annotation = parse_annotation(row, place, location)
-                decided = None if annotation.preference is None else annotation.preference - 1.5
-                lengths = (annotation.length_model, annotation.length_baseline)
-                key = ("alpaca_eval", annotation.index)
-                names = (annotation.model, annotation.baseline)
-                _put(judgments.verdicts, key, names, decided, _difference(*lengths))
-            elif isinstance(row.get("score"), list):
-                _put_review(judgments.verdicts, row, location)
-            else:
-                judgment = parse_judgment(row, location)
-                item: Key = ("question", judgment.question_id, judgment.turn)
-                if isinstance(judgment, Grading):
-                    score = None if judgment.score == UNPARSED else judgment.score
-                    judgments.gradings.setdefault((*item, judgment.model), []).append(score)
-                else:
-                    value = {"model_1": 1.0, "model_2": -1.0, "tie": 0.0, "error": None}[outcome(judgment)]
-                    _put(judgments.verdicts, item, (judgment.model_1, judgment.model_2), value, None)
+        add_judgments(judgments, read_rows(source))
     return judgments
+
+
+def add_judgments(judgments: Judgments, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    """Adds rows of one file: (`file:line`, row). Raises InputError where a row is no judgment."""
+    for place, (location, row) in enumerate(rows):
+        if "preference" in row:
+            annotation = parse_annotation(row, place, location)
+            decided = None if annotation.preference is None else annotation.preference - 1.5
+            lengths = (annotation.length_model, annotation.length_baseline)
+            key = ("alpaca_eval", annotation.index)
+            judgments.judges |= {annotation.annotator} if annotation.annotator else set()
+            names = (annotation.model, annotation.baseline)
+            _put(judgments.verdicts, key, names, decided, _difference(*lengths))
+        elif isinstance(row.get("score"), list):
+            _put_review(judgments.verdicts, row, location)
+        else:
+            judgment = parse_judgment(row, location)
+            judgments.judges.add(judgment.judge)
+            item: Key = ("question", judgment.question_id, judgment.turn)
+            if isinstance(judgment, Grading):
+                score = None if judgment.score == UNPARSED else judgment.score
+                judgments.gradings.setdefault((*item, judgment.model), []).append(score)
+            else:
+                value = {"model_1": 1.0, "model_2": -1.0, "tie": 0.0, "error": None}[outcome(judgment)]
+                _put(judgments.verdicts, item, (judgment.model_1, judgment.model_2), value, None)
 
 
 def _put_review(verdicts: dict[Key, Verdict], row: Mapping[str, Any], location: str) -> None:

@@ -226,7 +226,7 @@ def win_rate(annotations: Sequence[Annotation], *, sampling: Sampling) -> WinRat
             f"{first.location}: none of the {len(annotations)} judgments of {first.model} against {first.baseline} has "
             "a preference from 1 to 2; wanted some that could be parsed"
         )
-    places = [found for annotation in annotations if (found := _places(annotation)) is not None]
+    places = [found for annotation in annotations if (found := places_of(annotation)) is not None]
     wins, losses = int((scores_N > 0.5).sum()), int((scores_N < 0.5).sum())
     # Rounding comes after ties are set apart, so that a tie stays one.
     rounded_N = np.where(scores_N == 0.5, 0.5, np.round(scores_N))
@@ -249,7 +249,7 @@ def win_rate(annotations: Sequence[Annotation], *, sampling: Sampling) -> WinRat
     )
 
 
-def _places(annotation: Annotation) -> tuple[Place, Place] | None:
+def places_of(annotation: Annotation) -> tuple[Place, Place] | None:
     """Which place won in either order; None where both were not judged, or could not be parsed."""
     if annotation.by_order is None:
         return None

@@ -91,7 +91,7 @@ def grading_jobs(
         async def run() -> Grading | None:
             name, messages = bench.messages("single", question, [answers[question.question_id]], turn)
             parts = (model, question.question_id, turn, repetition)
-            judgment = await _judged(bench, ask, messages, lambda text: parse_rating(text) != UNPARSED, parts)
+            judgment = await grade(bench, ask, messages, parts)
             if judgment is None:
                 return None
             return Grading(
@@ -115,25 +115,47 @@ def pair_jobs(
     def job(question: Question, turn: int) -> Callable[[], Awaitable[PairJudgment | None]]:
         async def run() -> PairJudgment | None:
             shown = [given[question.question_id] for given in answers]
-            name, verdicts, prompts, judgments = "", [], [], []
-            for game, winners in enumerate(_WINNERS):
-                name, messages = bench.messages("pair", question, shown if game == 0 else shown[::-1], turn)
-                parts = (*models, question.question_id, turn, game)
-                judgment = await _judged(bench, ask, messages, lambda text: parse_verdict(text) != "error", parts)
-                if judgment is None:
-                    return None
-                verdict = parse_verdict(judgment)
-                verdicts.append(winners.get(verdict, verdict))
-                prompts.append(messages[-1]["content"])
-                judgments.append(judgment)
+            name, game_1 = bench.messages("pair", question, shown, turn)
+            _, game_2 = bench.messages("pair", question, shown[::-1], turn)
+            found = await compare(bench, ask, (game_1, game_2), (*models, question.question_id, turn))
+            if found is None:
+                return None
+            verdicts, judgments = found
+            prompts = (game_1[-1]["content"], game_2[-1]["content"])
             return PairJudgment(
-                question.question_id, *models, bench.judge, name, (verdicts[0], verdicts[1]), (prompts[0], prompts[1]),
-                (judgments[0], judgments[1]), turn, NO_TIME,
-            )  # fmt: skip
+                question.question_id, *models, bench.judge, name, verdicts, prompts, judgments, turn, NO_TIME
+            )
 
         return run
 
     return [job(question, turn) for question in bench.questions for turn in range(1, len(question.turns) + 1)]
+
+
+async def grade(bench: Bench, ask: Ask, messages: tuple[Message, ...], parts: tuple[object, ...]) -> str | None:
+    """What the judge says of one answer; None where it did not answer at all.
+
+    Args:
+      bench: how it is asked.
+      ask: the judge.
+      messages: what it is shown.
+      parts: what the judgment is of: draws the seed, and stands in the journal.
+    """
+    return await _judged(bench, ask, messages, lambda text: parse_rating(text) != UNPARSED, parts)
+
+
+async def compare(
+    bench: Bench, ask: Ask, games: tuple[tuple[Message, ...], tuple[Message, ...]], parts: tuple[object, ...]
+) -> tuple[tuple[str, str], tuple[str, str]] | None:
+    """The verdicts of both games, model_1's answer shown first in the first, and what was said; see `grade`."""
+    verdicts, judgments = [], []
+    for game, (messages, winners) in enumerate(zip(games, _WINNERS, strict=True)):
+        judgment = await _judged(bench, ask, messages, lambda text: parse_verdict(text) != "error", (*parts, game))
+        if judgment is None:
+            return None
+        verdict = parse_verdict(judgment)
+        verdicts.append(winners.get(verdict, verdict))
+        judgments.append(judgment)
+    return (verdicts[0], verdicts[1]), (judgments[0], judgments[1])
 
 
 async def _judged(

@@ -143,12 +143,12 @@ def pair_result(judgments: Sequence[PairJudgment], *, sampling: Sampling) -> Pai
         p_value=sign_flip_p_value(
             np.array([by_question[question] for question in sorted(by_question)]), sampling=sampling
         ),
-        position=position_bias([_places(j) for j, _ in parsed], groups=questions, sampling=sampling),
+        position=position_bias([places_of(j) for j, _ in parsed], groups=questions, sampling=sampling),
         level=sampling.level,
     )
 
 
-def _places(judgment: PairJudgment) -> tuple[Place, Place]:
-    """Which place won each game."""
+def places_of(judgment: PairJudgment) -> tuple[Place, Place]:
+    """Which place won each game; of a judgment without an error."""
     first, second = (places[verdict] for places, verdict in zip(_PLACES, judgment.verdicts, strict=True))
     return first, second

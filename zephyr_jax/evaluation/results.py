@@ -10,7 +10,6 @@ from zephyr_jax.evaluation import alpaca_eval, mt_bench, pairwise
 from zephyr_jax.evaluation.academic.asking import ask_recipe
 from zephyr_jax.evaluation.academic.results import AcademicResults, academic_results
 from zephyr_jax.evaluation.academic.tasks import read_tasks
-from zephyr_jax.evaluation.agreement import GradingAgreement, VerdictAgreement, agreement, read_judge
 from zephyr_jax.evaluation.alpaca_run import JudgedOutputs
 from zephyr_jax.evaluation.answering import AnswerCounts
 from zephyr_jax.evaluation.asked import Asked, ask_models, folder_of
@@ -18,7 +17,8 @@ from zephyr_jax.evaluation.bench_run import JudgedBench
 from zephyr_jax.evaluation.fastchat_files import read_judgments, read_questions
 from zephyr_jax.evaluation.length_control import LengthControlled, length_controlled_win_rate, read_length_data
 from zephyr_jax.evaluation.statistics import Comparison, Sampling, compare, with_holm
-from zephyr_jax.evaluation_recipe import AgreementOptions, AlpacaEvalOptions, EvaluationRecipe, MtBenchOptions
+from zephyr_jax.evaluation.trust import AgreementResult, Trusts, agreement_result, read_measured
+from zephyr_jax.evaluation_recipe import AlpacaEvalOptions, EvaluationRecipe, MtBenchOptions
 from zephyr_jax.records import InputError
 
 
@@ -31,12 +31,15 @@ class AlpacaEvalResults:
     comparisons: tuple[Comparison, ...]
     judged: JudgedOutputs | None = None
     answering: tuple[AnswerCounts, ...] = ()
+    trusts: Trusts = Trusts((), {})
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "models": [
-                rate.as_dict() | (controlled.as_dict() if controlled else {})
+                rate.as_dict()
+                | {"judge_agreement": self.trusts.of(rate.annotator, "verdicts").as_dict()}
+                | (controlled.as_dict() if controlled else {})
                 for rate, controlled in zip(self.win_rates, self.length_controlled, strict=True)
             ],
             "comparisons": [comparison.as_dict() for comparison in self.comparisons],
@@ -55,38 +58,22 @@ class MtBenchResults:
     with_published: bool
     judged: JudgedBench | None = None
     answering: tuple[AnswerCounts, ...] = ()
+    trusts: Trusts = Trusts((), {})
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "models": [score.as_dict() for score in self.scores],
+            "models": [
+                score.as_dict() | {"judge_agreement": self.trusts.of(score.judge, "gradings").as_dict()}
+                for score in self.scores
+            ],
             "comparisons": [comparison.as_dict() for comparison in self.comparisons],
-            "pairs": [pair.as_dict() for pair in self.pairs],
+            "pairs": [
+                pair.as_dict() | {"judge_agreement": self.trusts.of(pair.judge, "verdicts").as_dict()}
+                for pair in self.pairs
+            ],
             "num_unanswered": self.judged.num_unanswered if self.judged else 0,
             "answering": [counts.as_dict() for counts in self.answering],
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class AgreementResult:
-    """A judge's agreement with a reference; the files say who they are."""
-
-    judge: tuple[str, ...]
-    reference: tuple[str, ...]
-    verdicts: VerdictAgreement | None
-    gradings: GradingAgreement | None
-
-    @property
-    def found(self) -> list[VerdictAgreement | GradingAgreement]:
-        """What there is of the two kinds."""
-        return [kind for kind in (self.verdicts, self.gradings) if kind is not None]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "judge": list(self.judge),
-            "reference": list(self.reference),
-            "agreements": [kind.as_dict() for kind in self.found],
         }
 
 
@@ -123,20 +110,25 @@ def evaluate(recipe: EvaluationRecipe) -> Results:
       Unfinished, KeyboardInterrupt: as in `ask_models`.
     """
     tasks = read_tasks(recipe.academic.tasks) if recipe.academic else []
+    for options in recipe.agreement:
+        if options.measured is not None:
+            read_measured(options.measured)  # a mistake is said before anybody is asked
     asked = ask_models(recipe)
     answered = ask_recipe(recipe, tasks, folder=folder_of(recipe) / "academic")
     sampling = Sampling(recipe.statistics.level, recipe.statistics.resamples, recipe.seed)
+    agreements = tuple(agreement_result(options, sampling=sampling) for options in recipe.agreement)
+    trusts = Trusts(agreements, {name: options.model for name, options in recipe.models.items()})
     return Results(
         name=recipe.name,
         level=sampling.level,
-        alpaca_eval=_alpaca_eval(recipe.alpaca_eval, asked, sampling) if recipe.alpaca_eval else None,
-        mt_bench=_mt_bench(recipe.mt_bench, asked, sampling) if recipe.mt_bench else None,
-        agreements=tuple(agreement_result(options, sampling=sampling) for options in recipe.agreement),
+        alpaca_eval=_alpaca_eval(recipe.alpaca_eval, asked, trusts, sampling) if recipe.alpaca_eval else None,
+        mt_bench=_mt_bench(recipe.mt_bench, asked, trusts, sampling) if recipe.mt_bench else None,
+        agreements=agreements,
         academic=academic_results(answered, sampling=sampling) if answered else None,
     )
 
 
-def _alpaca_eval(options: AlpacaEvalOptions, asked: Asked, sampling: Sampling) -> AlpacaEvalResults:
+def _alpaca_eval(options: AlpacaEvalOptions, asked: Asked, trusts: Trusts, sampling: Sampling) -> AlpacaEvalResults:
     judged, answered = asked.outputs, asked.answered_instructions
     control = options.length_control
     data = read_length_data(control.file, control.glm) if control else None
@@ -163,10 +155,11 @@ def _alpaca_eval(options: AlpacaEvalOptions, asked: Asked, sampling: Sampling) -
         comparisons=with_holm([found for found in comparisons if found]),
         judged=judged,
         answering=answered.counts if answered else (),
+        trusts=trusts,
     )
 
 
-def _mt_bench(options: MtBenchOptions, asked: Asked, sampling: Sampling) -> MtBenchResults:
+def _mt_bench(options: MtBenchOptions, asked: Asked, trusts: Trusts, sampling: Sampling) -> MtBenchResults:
     judged, answered = asked.bench, asked.answered_bench
     questions = read_questions(options.questions)
     category_of = {question.question_id: question.category for question in questions}
@@ -202,20 +195,5 @@ def _mt_bench(options: MtBenchOptions, asked: Asked, sampling: Sampling) -> MtBe
         with_published=options.published,
         judged=judged,
         answering=answered.counts if answered else (),
+        trusts=trusts,
     )
-
-
-def agreement_result(options: AgreementOptions, *, sampling: Sampling) -> AgreementResult:
-    """A judge beside a reference.
-
-    Raises:
-      InputError: a file cannot be used, or no item is judged by both.
-    """
-    verdicts, gradings = agreement(read_judge(options.judge), read_judge(options.reference), sampling=sampling)
-    if verdicts is None and gradings is None:
-        raise InputError(
-            f"agreement of {', '.join(options.judge)} with {', '.join(options.reference)}: no item with a parsed "
-            "judgment by both; wanted judgments of the same kind on the same instructions (or questions and turns) and "
-            "of the same models"
-        )
-    return AgreementResult(options.judge, options.reference, verdicts, gradings)

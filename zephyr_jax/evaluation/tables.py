@@ -6,7 +6,7 @@ The terminal, results.json, and the pages of `evaluate` and `report` show the sa
 from __future__ import annotations
 
 import collections
-from pathlib import Path
+from collections.abc import Iterable
 
 from zephyr_jax.data.comparison_statistics import Share
 from zephyr_jax.evaluation.academic.blocks import academic_block
@@ -15,8 +15,9 @@ from zephyr_jax.evaluation.mt_bench import CATEGORIES
 from zephyr_jax.evaluation.pairwise import PairResult
 from zephyr_jax.evaluation.position import PositionBias
 from zephyr_jax.evaluation.published import MT_BENCH
-from zephyr_jax.evaluation.results import AgreementResult, AlpacaEvalResults, MtBenchResults, Results
+from zephyr_jax.evaluation.results import AlpacaEvalResults, MtBenchResults, Results
 from zephyr_jax.evaluation.statistics import Estimate, p_text
+from zephyr_jax.evaluation.trust import Kind, Trusts
 from zephyr_jax.reporting.blocks import Block, Intervals, Note, Part, Radar, Row, Sentences, Table
 
 _MODELS_PER_RADAR = 2
@@ -37,7 +38,7 @@ def blocks_of(results: Results) -> list[Block]:
         blocks.append(academic_block(results.academic, level=results.level))
     if results.agreements:
         note = "A judge is called weak when its agreement is not surely above what looking at nothing would reach."
-        sentences = [agreement_sentence(result) for result in results.agreements]
+        sentences = [result.sentence() for result in results.agreements]
         blocks.append(Block("Agreement of judges", [Sentences(sentences), Note(note)]))
     return blocks
 
@@ -53,7 +54,8 @@ def _alpaca_eval_block(results: AlpacaEvalResults, level: float) -> Block:
         "AlpacaEval",
         [*(scores if rows else []), Sentences(alpaca_eval_sentences(results))],
         {
-            f"AlpacaEval: {rate.model} against {rate.baseline}": f"{100 * rate.estimate.mean:.2f} %"
+            f"AlpacaEval: {rate.model} against {rate.baseline}"
+            f"{results.trusts.of(rate.annotator, 'verdicts').tile()}": f"{100 * rate.estimate.mean:.2f} %"
             for rate in results.win_rates
         },
     )
@@ -74,7 +76,12 @@ def _mt_bench_block(results: MtBenchResults, level: float) -> Block:
         ]
     if results.pairs:
         parts += [Note("Two answers judged against each other, in both orders:"), pair_table(results)]
-    tiles = {f"MT-Bench: {score.model}, by {score.judge}": f"{score.estimate.mean:.2f}" for score in results.scores}
+    tiles = {
+        f"MT-Bench: {score.model}, by {score.judge}{results.trusts.of(score.judge, 'gradings').tile()}": (
+            f"{score.estimate.mean:.2f}"
+        )
+        for score in results.scores
+    }
     return Block("MT-Bench", [*parts, Sentences(mt_bench_sentences(results))], tiles)
 
 
@@ -136,7 +143,8 @@ def _share_text(share: Share) -> str:
 
 def alpaca_eval_table(results: AlpacaEvalResults) -> Table:
     """A row a contest."""
-    head = ["model", "baseline", "judge", "win rate %", "error", "interval", "length-controlled %", "items", "unparsed",
+    head = ["model", "baseline", "judge", "win rate %", "error", "interval", "judge's agreement",
+            "length-controlled %", "items", "unparsed",
             "mean characters", "follow the position"]  # fmt: skip
     rows = []
     for rate, controlled in zip(results.win_rates, results.length_controlled, strict=True):
@@ -147,6 +155,7 @@ def alpaca_eval_table(results: AlpacaEvalResults) -> Table:
             f"{100 * rate.estimate.mean:.4f}",
             _error(rate.estimate, 100),
             interval_text(rate.estimate, scale=100),
+            results.trusts.of(rate.annotator, "verdicts").cell(),
             f"{100 * controlled.win_rate:.2f} ({100 * controlled.low:.2f} to {100 * controlled.high:.2f})"
             if controlled
             else "-",
@@ -176,7 +185,14 @@ def alpaca_eval_sentences(results: AlpacaEvalResults) -> list[str]:
         *(_contest_sentence(rate) for rate in results.win_rates),
         *(rate.position.sentence(rate.annotator or "the judge") for rate in results.win_rates if rate.position),
         *(f"{comparison.sentence('instructions')}, in points of win rate." for comparison in results.comparisons),
+        *_trust_sentences(results.trusts, [(rate.annotator, "verdicts") for rate in results.win_rates]),
     ]
+
+
+def _trust_sentences(trusts: Trusts, judges: Iterable[tuple[str | None, Kind]]) -> list[str]:
+    """How far each judge is to be trusted, once."""
+    found = [trusts.of(judge, kind).sentence() for judge, kind in judges]
+    return [sentence for sentence in dict.fromkeys(found) if sentence]
 
 
 def _contest_sentence(rate: WinRate) -> str:
@@ -189,8 +205,8 @@ def _contest_sentence(rate: WinRate) -> str:
 
 def mt_bench_table(results: MtBenchResults) -> Table:
     """A row a graded model, and published ones after them."""
-    head = ["model", "judge", "score", "error", "interval", "turn 1", "turn 2", "gradings", "questions", "unparsed",
-            "source"]  # fmt: skip
+    head = ["model", "judge", "score", "error", "interval", "judge's agreement", "turn 1", "turn 2", "gradings",
+            "questions", "unparsed", "source"]  # fmt: skip
     rows = []
     for score in results.scores:
         turns = [_with_interval(score.turns[turn], 4) if turn in score.turns else "-" for turn in (1, 2)]
@@ -200,6 +216,7 @@ def mt_bench_table(results: MtBenchResults) -> Table:
             f"{score.estimate.mean:.4f}",
             _error(score.estimate),
             interval_text(score.estimate),
+            results.trusts.of(score.judge, "gradings").cell(),
             *turns,
             str(score.estimate.num_items),
             str(score.estimate.num_groups),
@@ -208,7 +225,7 @@ def mt_bench_table(results: MtBenchResults) -> Table:
         ])  # fmt: skip
     if results.with_published:
         rows += [
-            [published.model, "GPT-4", f"{published.score:.2f}", *["-"] * 7, published.source] for published in MT_BENCH
+            [published.model, "GPT-4", f"{published.score:.2f}", *["-"] * 8, published.source] for published in MT_BENCH
         ]
     return Table(head, rows)
 
@@ -230,12 +247,13 @@ def category_table(results: MtBenchResults) -> Table:
 def pair_table(results: MtBenchResults) -> Table:
     """A row a pair of models."""
     head = ["model 1", "model 2", "judge", "win", "loss", "tie", "errors", "win rate %", "interval", "p",
-            "same in both orders", "follow the position", "to the first", "to the second"]  # fmt: skip
+            "judge's agreement", "same in both orders", "follow the position", "to the first",
+            "to the second"]  # fmt: skip
     rows = [
         [
             pair.model_1, pair.model_2, pair.judge, str(pair.wins), str(pair.losses), str(pair.ties),
             str(pair.num_errors), f"{100 * pair.estimate.mean:.2f}", interval_text(pair.estimate, scale=100),
-            f"{pair.p_value:.2g}",
+            f"{pair.p_value:.2g}", results.trusts.of(pair.judge, "verdicts").cell(),
             _share_text(pair.position.same_verdict), follows_text(pair.position),
             str(pair.position.to_first), str(pair.position.to_second),
         ]
@@ -283,7 +301,11 @@ def mt_bench_sentences(results: MtBenchResults) -> list[str]:
             f"{results.judged.judge} gave no judgment at all on {results.judged.num_unanswered} items that it was "
             "asked about."
         )
-    return sentences + [sentence for pair in results.pairs for sentence in _pair_sentences(pair)]
+    sentences += [sentence for pair in results.pairs for sentence in _pair_sentences(pair)]
+    judges: list[tuple[str | None, Kind]] = [(score.judge, "gradings") for score in results.scores]
+    return sentences + _trust_sentences(
+        results.trusts, [*judges, *((pair.judge, "verdicts") for pair in results.pairs)]
+    )
 
 
 def _pair_sentences(pair: PairResult) -> list[str]:
@@ -294,13 +316,3 @@ def _pair_sentences(pair: PairResult) -> list[str]:
         better = pair.model_1 if pair.estimate.mean > 0.5 else pair.model_2
         text = f"Of {names} {better} is better in direct comparison ({p_text(pair)})."
     return [text, pair.position.sentence(pair.judge)]
-
-
-def agreement_sentence(result: AgreementResult) -> str:
-    """Who agrees with whom, and how far."""
-    judge, reference = (", ".join(Path(source).name for source in names) for names in (result.judge, result.reference))
-    parts = []
-    for kind in result.found:
-        unparsed = f"; {kind.num_unparsed} of {kind.num_common} common items unparsed" if kind.num_unparsed else ""
-        parts.append(f"{kind.sentence()}{unparsed}")
-    return f"{judge} beside {reference}: {'. '.join(parts)}."
