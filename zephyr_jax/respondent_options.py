@@ -46,7 +46,8 @@ class ModelOptions(Options):
     """Who answers: a model behind an OpenAI-compatible API where `base_url` is given, else ours in this process.
 
     Attributes:
-      model: the name that the servers know it by; or a Hugging Face folder, a run's stage folder, builtin:NAME.
+      model: the name that the servers know it by, under which its answers are kept: where servers answer to any name
+        (TGI, llama.cpp), one that no other model has; or a Hugging Face folder, a run's stage folder, builtin:NAME.
       base_url: the servers, one or a list, all with the same model; a request goes to the one with the fewest.
       api_key_env: environment variable with the key; it is never written or logged. Null: the servers want none.
       concurrency: requests in flight at each server.
@@ -57,7 +58,9 @@ class ModelOptions(Options):
       tokens_per_minute: most tokens asked for (the prompt's by estimate, the answer's at full length); null: no limit.
       response_format: how servers are told that JSON is wanted: by its schema, by its kind, or in the prompt alone.
       max_tokens_field: what the API calls the limit of an answer.
-      extra_body: further fields of every request, as the servers know them.
+      extra_body: further fields of every request, as the servers know them. Servers put no BOS before a dialogue but
+        the chat template's own; vLLM does with {add_special_tokens: true}, which a model of ours wants that was trained
+        with one (saving it says so).
       price: per million tokens.
       chat_template: in this process: tokenizer, zephyr or a jinja file.
       dtype: in this process: compute dtype; null: float32 on a CPU, else bfloat16.

@@ -206,6 +206,14 @@ def test_bos_policies(tmp_path):
     assert always.encode_pair(messages, "a", "b").prompt[0] == 1
 
 
+def test_a_template_without_bos_is_said_to_be_served_without_one(tmp_path, caplog):
+    """Servers take the template's ids, where nothing else puts a BOS."""
+    for bos, said in (("always", True), ("never", False)):
+        caplog.clear()
+        open_kind("merging", tmp_path / f"made {bos}", bos=bos).save(tmp_path / bos)
+        assert ("add_special_tokens" in caplog.text) == said
+
+
 def test_bos_is_never_doubled(tmp_path):
     template = tmp_path / "t.jinja"
     template.write_text("{{ bos_token }}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}")

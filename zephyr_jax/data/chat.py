@@ -222,8 +222,10 @@ class ChatTokenizer:
         """Writes the tokenizer, the template and the BOS policy as a Hugging Face folder.
 
         `AutoTokenizer.from_pretrained(folder)` gives `apply_chat_template` the same text, and that text the same ids
-        (BOS included) wherever no boundary is forced.
+        (BOS included) wherever no boundary is forced. Who takes ids from `apply_chat_template` itself, as servers do,
+        gets no BOS but the template's own, and a warning says so here.
         """
+        self._warn_where_servers_leave_bos_out()
         tokenizer = Tokenizer.from_str(self._tokenizer.to_str())
         if self._saved_processor is not None:
             tokenizer.post_processor = self._saved_processor
@@ -350,6 +352,20 @@ class ChatTokenizer:
                 self._template.name,
                 self.name,
             )
+
+    def _warn_where_servers_leave_bos_out(self) -> None:
+        text = self.render([{"role": "user", "content": "Q"}], add_generation_prompt=True)
+        if self.adds_bos and self.encode_rendered(text, bos=False)[:1] != [self.bos_id]:
+            _warn_once(
+                f"tokenizer {self.name}: BOS goes before every dialogue, and chat template {self._template.name} does "
+                "not write it; a server puts it there only if told to (vLLM: `add_special_tokens: true` in each "
+                "request; `transformers serve` never)"
+            )
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)  # a run saves its tokenizer with each stage
 
 
 def _span(encoding: Encoding, index: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import asyncio
 import collections
 import dataclasses
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ class _Feedback:
             for name, _ in steps
             if getattr(self.recipe, name) is not None
         }
-        _write_whole(self.folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        _write_whole(self.folder / "summary.json", [json.dumps(summary, indent=2, ensure_ascii=False)])
         return summary
 
     def _say_estimate(self) -> None:
@@ -139,8 +139,8 @@ class _Feedback:
         if step.unusable:
             step.counts["unusable"] = dict(sorted(step.unusable.items()))
         # The counts first: the step is done with its file.
-        _write_whole(self._counts_file(name), json.dumps(step.counts, indent=2, ensure_ascii=False) + "\n")
-        _write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        _write_whole(self._counts_file(name), [json.dumps(step.counts, indent=2, ensure_ascii=False)])
+        _write_whole(file, (json.dumps(row, ensure_ascii=False) for row in rows))
         shown = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in step.counts.items() if value)
         self.session.say(f"{name}: {shown} -> {file}")
 
@@ -261,7 +261,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
-def _write_whole(path: Path, text: str) -> None:
+def _write_whole(path: Path, lines: Iterable[str]) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
     partial.replace(path)
