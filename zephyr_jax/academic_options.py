@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, model_validator
 
 from zephyr_jax import recipe_file
 from zephyr_jax.recipe import Count, CountOrZero, Flag, Options, Text
@@ -90,10 +90,10 @@ class AcademicOptions(Options):
       tasks: what is asked.
     """
 
-    model: Annotated[tuple[Text, ...], BeforeValidator(_several), Field(min_length=1)]
+    model: Annotated[tuple[Text, ...], BeforeValidator(_several)]
     dtype: Literal["float32", "bfloat16"] | None = None
     batch_size: Count = 16
-    tasks: Annotated[tuple[AcademicTaskOptions, ...], Field(min_length=1)]
+    tasks: tuple[AcademicTaskOptions, ...]
 
     @model_validator(mode="after")
     def _check(self) -> AcademicOptions:
@@ -101,5 +101,6 @@ class AcademicOptions(Options):
         for key, names in (("model", self.model), ("tasks", tuple(task.label for task in self.tasks))):
             twice = sorted({name for name in names if names.count(name) > 1})
             problems += [(key, f"got {name} more than once, wanted each once") for name in twice]
+            problems += [] if names else [(key, "got none, wanted at least one")]
         recipe_file.raise_problems(problems)
         return self
