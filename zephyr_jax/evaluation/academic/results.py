@@ -59,7 +59,7 @@ class TaskScore:
         found = self.estimate
         if self.guessing is None or found is None or found.low is None or found.high is None:
             return False
-        return found.low <= self.guessing <= found.high
+        return bool(found.low <= self.guessing <= found.high)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
