@@ -76,7 +76,7 @@ def page_of(run: Path, *arguments: str) -> str:
 def test_a_run_that_goes_on_is_shown_as_such_with_all_its_curves(run: Path, capsys) -> None:
     page = page_of(run)
     assert "dDPO: not ended: step 6 of 9 was logged" in page and "it seems still going" in page
-    assert "Taken up again 1 times, after step 4" in page and "killed, or still going" in page
+    assert "Taken up again once, after step 4" in page and ">killed</td>" in page and "killed, or still going" in page
     for caption in ("Loss of ddpo", "Rewards, mean over pairs", "Reward margins", "Reward accuracies", "Log-probs",
                     "Learning rate", "Gradient norm", "Tokens a second", "Share of a step"):  # fmt: skip
         assert f'aria-label="{caption}' in page
@@ -86,6 +86,14 @@ def test_a_run_that_goes_on_is_shown_as_such_with_all_its_curves(run: Path, caps
     assert "Evaluation" not in page and "AI feedback" not in page and "Held-out rows" not in page
     said = capsys.readouterr()
     assert said.out == "" and f"report: {run / 'report.html'}" in said.err and "not ended" in said.err
+
+
+def test_held_out_shares_have_their_number_and_interval(run: Path) -> None:
+    """Wilson's interval of 130 in 240 is 47.8 to 60.4; what an earlier version wrote has no number."""
+    found = {"loss": 0.5, "exact_answers": 130 / 240, "num_exact": 240, "preference_accuracy": 0.7}
+    (run / "held_out.json").write_text(json.dumps({"base": {"loss": 2.0}, "ddpo": found}))
+    page = page_of(run)
+    assert "54.2% of 240 (47.8 to 60.4)" in page and ">70.0%<" in page and ">0.5000<" in page and ">2.0000<" in page
 
 
 def test_silence_is_taken_for_a_kill_and_a_torn_line_is_said(run: Path) -> None:
@@ -128,6 +136,16 @@ def test_the_evaluation_is_shown_by_the_blocks_it_kept(run: Path, tmp_path: Path
     (run / "evaluation" / "results.json").write_text(json.dumps(content | {"layout": 99}))
     page = page_of(run)
     assert "results.json is left out (layout 99, wanted 1)" in page and "Any benchmark" not in page
+
+
+def test_other_runs_stand_beside_with_what_differs(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "runs" / "other"
+    write_lines(other / "ddpo" / "metrics.jsonl", [step_line(5)])
+    (other / "recipe.yaml").write_text(recipe_to_yaml(make_recipe(tmp_path, name="other", ddpo={"beta": 0.7})))
+    page = page_of(run, "--beside", str(other))
+    assert "<h2>Beside other runs</h2>" in page and ">small</th>" in page and ">other</th>" in page
+    assert ">0.1667</td>" in page and ">0.2000</td>" in page and "<li>ddpo.beta: 0.1 -&gt; 0.7</li>" in page
+    assert report.main([str(run), "--beside", str(tmp_path / "nowhere")]) == 2
 
 
 def test_a_folder_of_feedback_shows_its_counts(tmp_path: Path) -> None:

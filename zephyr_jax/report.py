@@ -1,7 +1,7 @@
 """A run as one self-contained HTML page: what was run, curves and figures of its stages, its evaluation.
 
 python -m zephyr_jax.report runs/tiny
-python -m zephyr_jax.report runs/tiny --out /tmp/tiny.html
+python -m zephyr_jax.report runs/tiny --beside runs/tiny-beta-0.2 --out both.html
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: python -m zephyr_jax.report runs/tiny",
     )
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="the run's folder, OUTPUT_DIR/NAME of its recipe")
+    parser.add_argument(
+        "--beside", type=Path, action="append", default=[], metavar="RUN_DIR", help="another run; may repeat"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE.html", help="the page (RUN_DIR/report.html)")
     return parser
 
@@ -31,7 +34,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from zephyr_jax.stages.run_report import write_run_report
 
     out = arguments.out or arguments.run / "report.html"
-    said = write_run_report(arguments.run, out)
+    said = write_run_report(arguments.run, out, beside=arguments.beside)
     print(f"report: {out}\n{said}".rstrip(), file=sys.stderr)
 
 

@@ -144,6 +144,7 @@ def test_the_end_shows_held_out_figures_of_all_three_models_and_answers(whole):
     assert all(text in out for text in ("before dSFT", "after dSFT", "after dDPO", "answers exactly right"))
     held_out = json.loads((folder / "runs" / "whole" / "held_out.json").read_text())
     assert list(held_out) == ["base", "dsft", "ddpo"]
+    assert all((found["num_pairs"], found["num_exact"]) == (4, 4) for found in held_out.values())
     run = folder / "runs" / "whole"
     assert held_out["base"]["loss"] == pytest.approx(_lines(run / "dsft")[0]["eval/loss"], rel=1e-5)
     assert held_out["dsft"]["loss"] == pytest.approx(_lines(run / "dsft")[-1]["eval/loss"], rel=1e-5)

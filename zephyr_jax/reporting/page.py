@@ -118,7 +118,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, as_text: boo
         element("tr", *(element("td", cell, class_=kind) for cell, kind in zip(row, kinds, strict=True)))
         for row in body
     ]
-    header = element("tr", *(element("th", name, class_=kind) for name, kind in zip(head, kinds, strict=True)))
+    header = element(
+        "tr", *(element("th", name, class_=kind, scope="col") for name, kind in zip(head, kinds, strict=True))
+    )
     return element("div", element("table", element("thead", header), element("tbody", *lines)), class_="wide")
 
 

@@ -9,20 +9,36 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator, Sequence
 
-from zephyr_jax.recipe_file import non_defaults
+from zephyr_jax.data.comparison_statistics import share_of
+from zephyr_jax.recipe_file import differences, non_defaults
 from zephyr_jax.reporting.blocks import Block, blocks_html, tiles_of
 from zephyr_jax.reporting.page import Html, bullets, element, folded, page, section, table, tiles
-from zephyr_jax.reporting.run_files import FEEDBACK_STEPS, RunFiles, StageFiles
+from zephyr_jax.reporting.run_files import FEEDBACK_STEPS, Record, RunFiles, StageFiles
 from zephyr_jax.reporting.stage_page import NAMES, duration, stage_section, state_of, time_text
 
+# Figure -> what it is, and where the number of its items stands.
+_HELD_OUT: dict[str, tuple[str, str | None]] = {
+    "loss": ("loss on held-out dialogues, nats a token", None),
+    "preference_accuracy": ("pairs with the chosen answer more probable", "num_pairs"),
+    "exact_answers": ("answers exactly right, greedy", "num_exact"),
+}
 
-def run_page(run: RunFiles, evaluation: Sequence[Block], *, evaluation_note: str, now: float) -> str:
+
+def run_page(
+    run: RunFiles,
+    evaluation: Sequence[Block],
+    *,
+    evaluation_note: str,
+    beside: Sequence[tuple[RunFiles, Sequence[Block]]] = (),
+    now: float,
+) -> str:
     """The whole page.
 
     Args:
       run: what its folder says.
       evaluation: blocks of its evaluation; none: there is none.
       evaluation_note: how their intervals are to be read.
+      beside: other runs and their evaluations, whose figures stand beside this one's.
       now: seconds since 1970, for the page's date and what is still going.
 
     Raises:
@@ -33,6 +49,8 @@ def run_page(run: RunFiles, evaluation: Sequence[Block], *, evaluation_note: str
     parts: list[Html] = []
     if run.problems:
         parts.append(section("Not all could be read", bullets(run.problems)))
+    if beside:
+        parts.append(section("Beside other runs", *_beside([(run, evaluation), *beside])))
     if run.recipe_text or run.stages:
         parts.append(section("What was run", *_what_was_run(run)))
     parts += [stage_section(stage, run.recipe, now=now) for stage in run.stages]
@@ -73,6 +91,29 @@ def _figures(run: RunFiles) -> dict[str, str]:
     return figures
 
 
+def _beside(runs: Sequence[tuple[RunFiles, Sequence[Block]]]) -> Iterator[Html]:
+    """The figures of several runs in columns, and what differs between the recipe of the first and the others'."""
+    first = runs[0][0]
+    names = [str(run.folder) if run.folder.name == first.folder.name else run.folder.name for run, _ in runs[1:]]
+    columns = [_figures(run) | _held_out_figures(run) | tiles_of(blocks) for run, blocks in runs]
+    labels = list(dict.fromkeys(label for column in columns for label in column))
+    rows = [[label, *(column.get(label, "-") for column in columns)] for label in labels]
+    yield table(("", first.folder.name, *names), rows)
+    note = "Figures side by side are no test: a recipe of evaluate with all the models compares them item by item."
+    yield element("p", note, class_="soft")
+    for name, (run, _) in zip(names, runs[1:], strict=True):
+        if first.recipe and run.recipe:
+            changes = differences(first.recipe, run.recipe)
+            yield folded(f"{len(changes)} keys of the recipe differ in {name}", bullets(changes))
+
+
+def _held_out_figures(run: RunFiles) -> dict[str, str]:
+    if not run.held_out:
+        return {}
+    found = list(run.held_out.values())[-1]
+    return {title: _held_out_text(found, key, counted) for key, (title, counted) in _HELD_OUT.items() if key in found}
+
+
 def _what_was_run(run: RunFiles) -> Iterator[Html]:
     if run.stages:
         yield table(("", *(NAMES[stage.name] for stage in run.stages)), list(_fact_rows(run.stages)), as_text=True)
@@ -98,7 +139,7 @@ def _fact_rows(stages: Sequence[StageFiles]) -> Iterator[list[str]]:
             return ""
         mesh = ", ".join(f"{axis} {size}" for axis, size in facts["mesh"].items())
         kind = facts.get("device_kind") or facts["versions"]["backend"]
-        return f"{len(facts['devices'])} x {kind}; mesh {mesh}; {facts['processes']} process(es)"
+        return f"{len(facts['devices'])} x {kind}; mesh {mesh}; processes {facts['processes']}"
 
     def versions(stage: StageFiles) -> str:
         return ", ".join(f"{name} {version}" for name, version in stage.facts.get("versions", {}).items())
@@ -117,17 +158,26 @@ def _fact_rows(stages: Sequence[StageFiles]) -> Iterator[list[str]]:
 def _held_out(run: RunFiles) -> Iterator[Html]:
     with_dsft = any(stage.name == "dsft" for stage in run.stages)
     names = {"base": f"before {'dSFT' if with_dsft else 'dDPO'}", "dsft": "after dSFT", "ddpo": "after dDPO"}
-    forms = {
-        "loss": ("loss on held-out dialogues, nats a token", "{:.4f}"),
-        "preference_accuracy": ("pairs with the chosen answer more probable", "{:.1%}"),
-        "exact_answers": ("answers exactly right, greedy", "{:.1%}"),
-    }
     rows = [
-        [title, *(form.format(found[key]) if key in found else "-" for found in run.held_out.values())]
-        for key, (title, form) in forms.items()
+        [title, *(_held_out_text(found, key, counted) for found in run.held_out.values())]
+        for key, (title, counted) in _HELD_OUT.items()
         if any(key in found for found in run.held_out.values())
     ]
     yield table(("", *(names.get(label, label) for label in run.held_out)), rows)
+    note = "In brackets 95 % intervals (Wilson's), each pair and each prompt counted as independent."
+    yield element("p", note, class_="soft")
+
+
+def _held_out_text(found: Record, key: str, counted: str | None) -> str:
+    """`0.1740`, or `54.2% of 240 (47.8 to 60.3)`; a dash where it was not measured."""
+    if key not in found:
+        return "-"
+    if counted is None:
+        return f"{found[key]:.4f}"
+    if counted not in found:  # a run of an earlier version
+        return f"{found[key]:.1%}"
+    known = share_of(round(found[key] * found[counted]), found[counted])
+    return f"{known.share:.1%} of {known.total} ({100 * known.low:.1f} to {100 * known.high:.1f})"
 
 
 def _feedback(run: RunFiles) -> Iterator[Html]:

@@ -39,10 +39,11 @@ def state_of(stage: StageFiles, *, now: float) -> str:
             return f"stopped after {at}; the same command goes on"
         return f"failed after {at}: {how}"
     if stage.written is None:
-        return "begun, no step logged yet"
-    silent = now - stage.written
+        return "begun, nothing logged yet"
+    silent = max(now - stage.written, 0)
     seems = "still going" if silent < 60 * _MINUTES_OF_A_STEP else "killed"
-    return f"not ended: {at} was logged {duration(max(silent, 0))} before this page, so it seems {seems}"
+    last = f"{at} was logged" if stage.steps else "no step is logged, the file of them is from"
+    return f"not ended: {last} {duration(silent)} before this page, so it seems {seems}"
 
 
 def stage_section(stage: StageFiles, recipe: Recipe | None, *, now: float) -> Html:
@@ -93,8 +94,9 @@ def _sentences(stage: StageFiles, recipe: Recipe | None, *, now: float) -> Itera
         )
     if stage.resumed_at:
         steps = ", ".join(map(str, stage.resumed_at))
-        yield f"Taken up again {len(stage.resumed_at)} times, after step {steps} (dotted lines)."
-    if stage.evaluations and stage.last_step:
+        times = "once" if len(stage.resumed_at) == 1 else f"{len(stage.resumed_at)} times"
+        yield f"Taken up again {times}, after step {steps} (dotted lines)."
+    if len(stage.evaluations) > 1:
         first, last = stage.evaluations[0], stage.evaluations[-1]
         text = f"Held-out loss {first['eval/loss']:.4f} at step {first['step']}, {last['eval/loss']:.4f} at step "
         yield text + f"{last['step']}."
@@ -174,13 +176,13 @@ def _curves_note(stage: StageFiles) -> str:
 
 
 _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "loss": ("loss", "{:.4f}".format),
-    "rewards/chosen": ("reward chosen", "{:.4f}".format),
-    "rewards/rejected": ("rejected", "{:.4f}".format),
-    "rewards/margins": ("margin", "{:.4f}".format),
+    "loss": ("loss", "{:z.4f}".format),
+    "rewards/chosen": ("reward chosen", "{:z.4f}".format),
+    "rewards/rejected": ("rejected", "{:z.4f}".format),
+    "rewards/margins": ("margin", "{:z.4f}".format),
     "rewards/accuracies": ("accuracy", "{:.3f}".format),
-    "logps/chosen": ("logp chosen", "{:.1f}".format),
-    "logps/rejected": ("rejected", "{:.1f}".format),
+    "logps/chosen": ("logp chosen", "{:z.1f}".format),
+    "logps/rejected": ("rejected", "{:z.1f}".format),
     "learning_rate": ("learning rate", "{:.3g}".format),
     "grad_norm": ("gradient norm", "{:.3g}".format),
     "tokens_per_second": ("tokens/s", "{:,.0f}".format),
@@ -220,7 +222,8 @@ def _sessions_table(stage: StageFiles) -> Html:
     for session in stage.sessions:
         began, ended = session.began, session.ended
         last = [] if ended is None else [time_text(ended["ended"]), f"step {ended['after_step']}"]
-        rows.append([time_text(began["began"]), f"step {began['after_step']}", *(last or ["", ""]), session.how])
+        how = "killed" if ended is None and session is not stage.sessions[-1] else session.how
+        rows.append([time_text(began["began"]), f"step {began['after_step']}", *(last or ["", ""]), how])
     return table(("began", "after", "ended", "after", "how"), rows, as_text=True)
 
 

@@ -121,6 +121,7 @@ def measure_held_out(run: Run, model: StartModel, *, label: str, held_out: HeldO
         ]
     if held_out.pairs is not None:
         result["preference_accuracy"] = _preference_accuracy(run, params, model, held_out.pairs)
+        result["num_pairs"] = len(held_out.pairs.eval) if held_out.pairs.eval is not None else 0
     num_exact = min(run.recipe.samples.num_exact, len(held_out.prompts))
     num_shown = min(run.recipe.samples.num_prompts, len(held_out.prompts))
     prompts = held_out.prompts[: max(num_exact, num_shown)]
@@ -128,6 +129,7 @@ def measure_held_out(run: Run, model: StartModel, *, label: str, held_out: HeldO
     if num_exact:
         right = [a.strip() == r.strip() for a, r in zip(answers, held_out.right_answers, strict=False)]
         result["exact_answers"] = float(np.mean(right[:num_exact]))
+        result["num_exact"] = num_exact
     result["answers"] = answers[:num_shown]
     if run.peers.is_first:
         write_json(run.folder / "held_out.json", results | {label: result})

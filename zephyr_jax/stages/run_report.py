@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from zephyr_jax.cli import open_output
@@ -15,36 +16,40 @@ from zephyr_jax.reporting.run_files import RunFiles, read_run
 from zephyr_jax.reporting.run_page import run_page, run_state
 
 
-def write_run_report(folder: Path, out: Path) -> str:
+def write_run_report(folder: Path, out: Path, *, beside: Sequence[Path] = ()) -> str:
     """Writes the page of a run, whole or not at all.
 
     Args:
       folder: the run's.
       out: the page's file.
+      beside: folders of other runs, whose figures stand beside this one's.
 
     Returns:
       What there is to say of it: the state of each stage, and what could not be read, a line each.
 
     Raises:
-      InputError: `folder` is no run's, `out` cannot be written, or matplotlib is not installed.
+      InputError: a folder is no run's, `out` cannot be written, or matplotlib is not installed.
     """
     require_matplotlib()
-    now, run = time.time(), read_run(folder)
-    blocks, note, problems = _evaluation(run)
-    run = dataclasses.replace(run, problems=(*run.problems, *problems))
-    text = run_page(run, blocks, evaluation_note=note, now=now)
+    now = time.time()
+    run, blocks, note = _read(folder)
+    others = [_read(other)[:2] for other in beside]
+    text = run_page(run, blocks, evaluation_note=note, beside=others, now=now)
     with open_output(out) as file:
         file.write(text)
     return "\n".join(filter(None, [run_state(run, now=now), *run.problems]))
 
 
-def _evaluation(run: RunFiles) -> tuple[list[Block], str, list[str]]:
+def _read(folder: Path) -> tuple[RunFiles, list[Block], str]:
+    """A run, the blocks of its evaluation, and how their intervals are to be read."""
+    run = read_run(folder)
     if run.evaluation is None:
-        return [], "", []
+        return run, [], ""
     try:
-        return read_blocks(run.evaluation), intervals_note(run.evaluation), []
+        return run, read_blocks(run.evaluation), intervals_note(run.evaluation)
     except (ValueError, KeyError, TypeError) as error:
-        return [], "", [f"evaluation/results.json is left out ({error}): run evaluate again with this version"]
+        problem = f"evaluation/results.json is left out ({error}): run evaluate again with this version"
+        return dataclasses.replace(run, problems=(*run.problems, problem)), [], ""
 
 
 def report_after_training(folder: Path) -> str:
