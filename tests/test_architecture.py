@@ -82,6 +82,7 @@ DOORS = {
     "tensorboardX": ("training.metrics",),
     "sklearn": ("evaluation.length_control",),
     "langdetect": ("evaluation.academic.instruction_checks",),
+    "lm_eval": ("evaluation.harness_model", "evaluation.harness"),
     "openai": ("judging",),
     "datasketch": ("judging",),
 }
@@ -245,7 +246,7 @@ def test_nothing_works_at_import(path: Path) -> None:
 def test_every_foreign_library_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = list(project["dependencies"])
-    for extra in ("smollm2", "tensorboard", "feedback", "report", "evaluate", "ifeval"):
+    for extra in ("smollm2", "tensorboard", "feedback", "report", "evaluate", "ifeval", "harness"):
         declared += project["optional-dependencies"][extra]
     names = {re.split(r"[^\w.-]", text)[0].lower().replace("-", "_").replace(".", "_") for text in declared}
     provided = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import dpo_vs_peers, reference_vs_trl, sft_vs_trl, side_by_side, tokenising
+from benchmarks import dpo_vs_peers, loglikelihood_vs_harness, reference_vs_trl, sft_vs_trl, side_by_side, tokenising
 from zephyr_jax.recipe import load_recipe
 
 TUNED = "trl, malloc tuned"
@@ -134,6 +134,22 @@ def test_reference_log_probs_are_compared_pair_by_pair():
         reference_vs_trl.compare_log_probs([-100.0, -50.0], [-100.0], name="trl", dtype="float32")
 
 
+def test_log_likelihoods_a_second_are_compared_task_by_task():
+    """Ours 2 requests in 1 s, the peer's in 3: 3 times."""
+    arguments = argparse.Namespace(dtype="float32", batch_size=8, turns=2)
+    ours = {"seconds": {"arc_easy": 1.0}, "answers": {"arc_easy": [-3.0, -5.0]}, "versions": VERSIONS}
+    ours |= {"peak_gigabytes": 1.0}
+    peer = ours | {"seconds": {"arc_easy": 3.0}, "answers": {"arc_easy": [-3.0, -5.0005]}}
+    turns = {"ours": [ours, ours], loglikelihood_vs_harness.PEER: [peer, peer]}
+    report = loglikelihood_vs_harness.summarise(arguments, turns)
+    assert report["tasks"]["arc_easy"]["ours_over"] == {"harness, hf": 3.0}
+    line = "| arc_easy, harness, hf | 2 | 3.0 (3.0 to 3.0) | 0.7 | 3.00 | 1.0 | 5.0e-04 |"
+    assert line in loglikelihood_vs_harness.table(report)
+    peer["answers"] = {"arc_easy": [-3.0, -5.002]}
+    with pytest.raises(SystemExit, match="log-likelihoods of arc_easy by harness, hf"):
+        loglikelihood_vs_harness.summarise(arguments, turns)
+
+
 def test_a_peer_gets_malloc_as_it_comes_unless_it_is_tuned(monkeypatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "7")
     assert not any(name.startswith("MALLOC_") for name in side_by_side.environment())
@@ -198,10 +214,24 @@ def _shows_help(module: str, monkeypatch, capsys) -> bool:
 
 @pytest.mark.parametrize(
     "module",
-    ["dpo_vs_peers", "sft_vs_trl", "reference_vs_trl", "token_table", "ours.write_inputs", "ours.reference_pass"],
+    [
+        "dpo_vs_peers",
+        "loglikelihood_vs_harness",
+        "sft_vs_trl",
+        "reference_vs_trl",
+        "token_table",
+        "ours.write_inputs",
+        "ours.reference_pass",
+    ],
 )
 def test_every_program_shows_its_help(module, monkeypatch, capsys):
     assert _shows_help(module, monkeypatch, capsys)
+
+
+@pytest.mark.parity
+def test_the_worker_of_the_harness_shows_its_help(monkeypatch, capsys):
+    pytest.importorskip("lm_eval", reason="needs the [parity] extra")
+    assert _shows_help("harness_turn", monkeypatch, capsys)
 
 
 @pytest.mark.parity

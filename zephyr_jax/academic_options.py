@@ -80,6 +80,28 @@ class AcademicTaskOptions(Options):
         return self
 
 
+class HarnessOptions(Options):
+    """Tasks that lm-evaluation-harness runs itself, from the hub or from files of the user's (extra [harness]).
+
+    Attributes:
+      tasks: the harness's name of a task, or of a group of them -> worked examples before each question; null: as the
+        task has it.
+      limit: only so many questions of each task, the first ones.
+      include_path: a folder with more tasks, in the harness's YAML.
+      chat_template: prompts are turns of the model's chat template, not plain text.
+    """
+
+    tasks: dict[Text, CountOrZero | None]
+    limit: Count | None = None
+    include_path: Text | None = None
+    chat_template: Flag = False
+
+    @model_validator(mode="after")
+    def _check(self) -> HarnessOptions:
+        recipe_file.raise_problems([] if self.tasks else [("tasks", "got none, wanted at least one")])
+        return self
+
+
 class AcademicOptions(Options):
     """Academic tasks, each put to each model.
 
@@ -87,13 +109,15 @@ class AcademicOptions(Options):
       model: one or several, compared on the same items: names of `models`, or weights as `--model` takes them.
       dtype: compute dtype; null: that of `models`, else float32 on a CPU and bfloat16 elsewhere.
       batch_size: rows that are answered together.
-      tasks: what is asked.
+      tasks: what is asked from local files.
+      harness: what lm-evaluation-harness asks.
     """
 
     model: Annotated[tuple[Text, ...], BeforeValidator(_several)]
     dtype: Literal["float32", "bfloat16"] | None = None
     batch_size: Count = 16
-    tasks: tuple[AcademicTaskOptions, ...]
+    tasks: tuple[AcademicTaskOptions, ...] = ()
+    harness: HarnessOptions | None = None
 
     @model_validator(mode="after")
     def _check(self) -> AcademicOptions:
@@ -101,6 +125,9 @@ class AcademicOptions(Options):
         for key, names in (("model", self.model), ("tasks", tuple(task.label for task in self.tasks))):
             twice = sorted({name for name in names if names.count(name) > 1})
             problems += [(key, f"got {name} more than once, wanted each once") for name in twice]
-            problems += [] if names else [(key, "got none, wanted at least one")]
+        if not self.model:
+            problems.append(("model", "got none, wanted at least one"))
+        if not self.tasks and self.harness is None:
+            problems.append(("tasks", "got none, wanted at least one, here or in a block harness"))
         recipe_file.raise_problems(problems)
         return self

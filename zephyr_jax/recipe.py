@@ -21,8 +21,9 @@ from zephyr_jax.records import InputError
 Stage = Literal["dsft", "ddpo"]
 STAGE_ORDER: tuple[Stage, ...] = ("dsft", "ddpo")
 # plain: one text a row, or several that see those before them, positions from 0, padding at the end. dialogues: packed,
-# apart from each other. pairs: packed pairs whose answers share their prompt; the most general.
-RowLayout = Literal["plain", "dialogues", "pairs"]
+# apart from each other. pairs: packed pairs whose answers share their prompt. forks: prompts that share their beginning
+# too (scoring tasks alone); the most general.
+RowLayout = Literal["plain", "dialogues", "pairs", "forks"]
 
 
 def _no_adapters(value: Any) -> None:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zephyr_jax.data.continuation_rows import Fork, fork_requests, lay_out_rows, row_lengths, truncate
+from zephyr_jax.data import continuation_rows
+from zephyr_jax.data.continuation_rows import (
+    Fork,
+    bundle_forks,
+    common_beginnings,
+    fork_requests,
+    lay_out_rows,
+    row_lengths,
+    truncate,
+)
 
 
 def _requests(rng: np.random.Generator, *, num_items: int) -> list[tuple[list[int], list[int]]]:
@@ -34,6 +43,54 @@ def test_a_row_is_laid_out_as_its_docstring_says():
     for name, values in wanted.items():
         assert batch[name][0, : len(values)].tolist() == values, name
     assert owners == [(0,), (1,), (2,)] and batch["tokens"].shape == (1, 256) and batch["target_ids"].shape == (1, 64)
+
+
+def test_contexts_that_begin_alike_are_laid_out_as_the_docstring_says(monkeypatch):
+    monkeypatch.setattr(continuation_rows, "LEAST_SHARED_TOKENS", 2)
+    requests = [([1, 2, 3], [4, 5]), ([1, 2, 3], [7, 8]), ([1, 2, 6], [9, 8])]
+    forks = fork_requests(requests, max_length=100, max_branches=255).forks
+    batch, owners = lay_out_rows(forks, tokens_per_step=256).step(0)
+    wanted = {
+        "tokens": [1, 2, 3, 4, 7, 6, 9, 0],
+        "positions": [0, 1, 2, 3, 3, 2, 3, 0],
+        "segments": [1, 1, 1, 1, 1, 1, 1, 0],
+        "branches": [0, 0, 256, 257, 258, 512, 513, 0],
+        "target_sources": [2, 3, 2, 4, 5, 6],
+        "target_ids": [4, 5, 7, 8, 9, 8],
+        "target_slots": [0, 0, 1, 1, 2, 2],
+    }
+    for name, values in wanted.items():
+        assert batch[name][0, : len(values)].tolist() == values, name
+    assert owners == [(0,), (1,), (2,)]
+
+
+def test_beginnings_are_found_and_a_context_keeps_a_token_of_its_own():
+    """Two subjects of 100 tokens of examples, one context that is such a beginning itself, and one apart."""
+    forks = [
+        Fork(np.array(context), (np.array([1]),), ((index,),))
+        for index, context in enumerate(
+            [[7] * 100 + [1, 2], [8] * 100 + [1], [7] * 100 + [3], [9] * 40, [8] * 100 + [2], [7] * 100]
+        )
+    ]
+    groups = {num_shared: sorted(members) for num_shared, members in common_beginnings(forks)}
+    assert groups == {99: [0, 2, 5], 100: [1, 4], 0: [3]}
+
+
+def test_a_beginning_comes_once_more_in_every_row_that_needs_it():
+    """One of 200 tokens before 30 contexts of 20 more: in rows of 448 twelve at a time."""
+    contexts = [[5] * 200 + [number] * 20 for number in range(6, 36)]
+    forks = fork_requests([(context, [1]) for context in contexts], max_length=999, max_branches=255).forks
+    bundles = bundle_forks(forks, common_beginnings(forks), row_length=448)
+    assert [len(bundle.members) for bundle in bundles] == [12, 12, 6]
+    assert [bundle.num_tokens for bundle in bundles] == [440, 440, 320]
+    laid = lay_out_rows(forks, tokens_per_step=1024)
+    assert laid.has_shared_beginnings and laid.num_tokens < 0.3 * sum(map(len, contexts))
+
+
+def test_little_in_common_is_not_shared():
+    contexts = [[5] * 40 + [number] * 500 for number in range(6, 9)]
+    forks = fork_requests([(context, [1]) for context in contexts], max_length=999, max_branches=255).forks
+    assert [num_shared for num_shared, _ in common_beginnings(forks)] == [0, 0, 0]
 
 
 def test_every_request_is_in_the_rows_once_with_all_its_tokens():

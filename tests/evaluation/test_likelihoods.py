@@ -8,11 +8,14 @@ import pytest
 
 from tests.generation.random_models import SETTINGS, SHAPE, make_params, make_shape
 from zephyr_jax import recipe
+from zephyr_jax.data.continuation_rows import lay_out_rows
 from zephyr_jax.evaluation import likelihoods
 from zephyr_jax.evaluation.likelihoods import loglikelihoods
 from zephyr_jax.model.mistral import PARTITION_RULES, hidden_states_and_head
 from zephyr_jax.records import InputError
 from zephyr_jax.sharding import make_mesh, tree_shardings
+
+AUTO = SETTINGS._replace(attention="auto")
 
 
 def _one_by_one(params, requests, *, shape, max_length=10_000):
@@ -77,6 +80,26 @@ def test_shared_contexts_give_what_each_request_gives_alone(window):
     mesh = make_mesh(recipe.Mesh(), jax.devices()[:1])
     ours = loglikelihoods(params, requests, shape=shape, settings=SETTINGS, mesh=mesh, name=None)
     _check(ours, _one_by_one(params, requests, shape=shape), requests)
+
+
+@pytest.mark.parametrize("window", [None, 45])
+def test_contexts_that_begin_alike_give_what_each_request_gives_alone(window, monkeypatch):
+    """Two sets of examples of 150 tokens, nine questions each: rows of several blocks of attention, two levels."""
+    shape = make_shape(sliding_window=window)
+    params = make_params(shape)
+    rng = np.random.default_rng(6)
+    examples = [rng.integers(0, SHAPE.vocab_size, 150).tolist() for _ in range(2)]
+    requests = [
+        ([*examples[index % 2], *context], continuation)
+        for index, (context, continuation) in enumerate(_items(7, num_items=18, longest=30))
+    ]
+    found = []
+    monkeypatch.setattr(likelihoods, "lay_out_rows", lambda *a, **k: found.append(lay_out_rows(*a, **k)) or found[-1])
+    mesh = make_mesh(recipe.Mesh(), jax.devices()[:1])
+    ours = loglikelihoods(params, requests, shape=shape, settings=AUTO, mesh=mesh, name=None)
+    _check(ours, _one_by_one(params, requests, shape=shape), requests)
+    assert found[0].has_shared_beginnings and found[0].row_length > 256
+    assert found[0].num_tokens < 0.4 * sum(len(context) for context, _ in requests[::3])
 
 
 def test_the_models_own_token_is_greedy():

@@ -40,6 +40,8 @@ def test_auto_takes_blocks_for_rows_longer_than_one_block():
         ({"rows": "plain", "platform": "tpu"}, "splash"),
         ({"rows": "dialogues", "platform": "tpu", "head_dim": 96}, "splash"),
         ({"rows": "pairs", "platform": "tpu"}, "blockwise"),
+        ({"rows": "forks"}, "blockwise"),
+        ({"rows": "forks", "platform": "tpu"}, "blockwise"),
         ({"rows": "plain", "platform": "METAL"}, "blockwise"),
     ],
 )
@@ -49,7 +51,7 @@ def test_auto_takes_the_first_that_can_run(place, chosen):
 
 def test_the_table_names_what_there_is_and_ends_with_what_runs_everywhere():
     for choices in AUTO.values():
-        assert set(choices) == {"plain", "dialogues", "pairs"}
+        assert set(choices) == {"plain", "dialogues", "pairs", "forks"}
         for names in choices.values():
             assert set(names) <= set(IMPLEMENTATIONS) and names[-1] == "blockwise"
     assert set(MEASURED) <= set(AUTO)

@@ -1,8 +1,10 @@
-"""Rows of contexts with the continuations that may follow them: a context is computed once for all of its own.
+"""Rows of contexts with the continuations that may follow them: what several have in common is computed once a row.
 
 A continuation sees its context and itself, never its siblings, as the answers of a packed preference pair do
-(data/pair_rows.py). Rows are micro-batches of the format in data/packing.py, all of one shape, so that one program
-scores them all. A continuation's last token is predicted and never read: it takes no place in a row.
+(data/pair_rows.py). Contexts that begin alike (the worked examples of a few-shot task) share that beginning in the same
+way: a tree of two levels, [beginning | context, continuation, continuation | context, ...]. Rows are micro-batches of
+the format in data/packing.py, all of one shape, so that one program scores them all. A continuation's last token is
+predicted and never read: it takes no place in a row.
 
   target_slots   the continuation, by its place in the step's `owners`
 """
@@ -16,7 +18,12 @@ import numpy as np
 
 from zephyr_jax.data.packing import MicroBatch, best_fit, empty_micro_batch, round_up
 
+BRANCHES_PER_FORK = 256  # branch = this times the context's number + the continuation's (model/visibility.py)
 SMALLEST_ROW = 256
+LEAST_SHARED_TOKENS = 32  # shorter beginnings are not worth the longer rows
+# A beginning is not cut by more than a quarter to take in one more context.
+LEAST_KEPT_SHARE = 0.75
+LEAST_SAVED_SHARE = 0.1  # of all places: on GPUs rows of two levels go without the fastest attention
 MOST_GROUP_TOKENS = 2048  # a context with so many continuations comes more than once, rather than in a longer row
 TARGET_MULTIPLE = 64
 
@@ -119,23 +126,89 @@ def _forks(
         yield Fork(context, tuple(ids for ids, _ in part), tuple(owners for _, owners in part))
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bundle:
+    """Forks whose contexts begin alike, that beginning once in front of them; or one fork by itself.
+
+    Attributes:
+      num_shared: tokens of the beginning, less than any of the contexts; 0 for a fork by itself.
+      members: indexes of the forks.
+      num_tokens: places in a row.
+    """
+
+    num_shared: int
+    members: tuple[int, ...]
+    num_tokens: int
+
+
+def common_beginnings(forks: Sequence[Fork]) -> list[tuple[int, list[int]]]:
+    """Which forks' contexts begin alike: (tokens in common, indexes); 0 tokens for forks that share with nobody.
+
+    Nobody shares where that would save too little.
+    """
+    order = sorted(range(len(forks)), key=lambda index: forks[index].context.astype(">i4").tobytes())
+    groups: list[tuple[int, list[int]]] = []
+    for index in order:
+        context = forks[index].context
+        if groups:
+            num_shared, members = groups[-1]
+            beginning = forks[members[0]].context[: num_shared or -1]  # one token at least is a context's own
+            common = min(_num_alike(beginning, context), len(context) - 1)
+            if common >= LEAST_SHARED_TOKENS and common >= LEAST_KEPT_SHARE * num_shared:
+                groups[-1] = (common, [*members, index])
+                continue
+        groups.append((0, [index]))
+    saved = sum(num_shared * (len(members) - 1) for num_shared, members in groups)
+    if saved < LEAST_SAVED_SHARE * sum(fork.num_tokens for fork in forks):
+        return [(0, [index]) for index in range(len(forks))]
+    return groups
+
+
+def _num_alike(first: np.ndarray, second: np.ndarray) -> int:
+    length = min(len(first), len(second))
+    unlike = np.flatnonzero(first[:length] != second[:length])
+    return int(unlike[0]) if len(unlike) else length
+
+
+def bundle_forks(forks: Sequence[Fork], groups: Sequence[tuple[int, list[int]]], *, row_length: int) -> list[Bundle]:
+    """Parts forks with a beginning in common so that each part fits a row, with that beginning once more."""
+    bundles = []
+    for num_shared, members in groups:
+        own = [forks[index].num_tokens - num_shared for index in members]
+        longest_first = np.argsort(-np.array(own), kind="stable").tolist()
+        for part in best_fit(own, row_length - num_shared, order=longest_first):
+            num_tokens = num_shared + sum(own[place] for place in part)
+            bundles.append(Bundle(num_shared, tuple(members[place] for place in part), num_tokens))
+    return bundles
+
+
 @dataclasses.dataclass(frozen=True)
 class ForkRows:
     """The rows of all forks, and their one shape.
 
     Attributes:
       forks: what the rows hold.
-      rows: the forks of each row, by index.
+      rows: the bundles of each row.
       row_length: T.
       num_targets: N.
       rows_per_step: B.
     """
 
     forks: Sequence[Fork]
-    rows: Sequence[Sequence[int]]
+    rows: Sequence[Sequence[Bundle]]
     row_length: int
     num_targets: int
     rows_per_step: int
+
+    @property
+    def has_shared_beginnings(self) -> bool:
+        """Whether branches have a second level."""
+        return any(bundle.num_shared for row in self.rows for bundle in row)
+
+    @property
+    def num_tokens(self) -> int:
+        """Places that hold a token."""
+        return sum(bundle.num_tokens for row in self.rows for bundle in row)
 
     @property
     def num_steps(self) -> int:
@@ -155,6 +228,12 @@ class ForkRows:
           target_sources  2  3  4  2  5  2
           target_ids      4  5  6  7  8  9
           target_slots    0  0  0  1  1  2
+
+        The contexts [1 2 3] with [4 5] and [7 8], and [1 2 6] with [9 8], which begin alike with [1 2]:
+
+          tokens          1    2    3    4    7    6    9
+          positions       0    1    2    3    3    2    3
+          branches        0    0  256  257  258  512  513
         """
         batch = empty_micro_batch(
             num_rows=self.rows_per_step, row_length=self.row_length, num_targets=self.num_targets, pad_id=pad_id
@@ -163,37 +242,52 @@ class ForkRows:
         first = step * self.rows_per_step
         for row, members in enumerate(self.rows[first : first + self.rows_per_step]):
             start = filled = 0
-            for segment, index in enumerate(members, start=1):
-                fork = self.forks[index]
-                filled = _write(batch, row, start, filled, fork, segment=segment, first_slot=len(owners))
-                owners += fork.owners
-                start += fork.num_tokens
+            for segment, bundle in enumerate(members, start=1):
+                filled = self._write(batch, row, start, filled, bundle, segment=segment, owners=owners)
+                start += bundle.num_tokens
             batch["num_tokens"] += np.int32(start)
         return batch, owners
 
-
-def _write(batch: MicroBatch, row: int, start: int, filled: int, fork: Fork, *, segment: int, first_slot: int) -> int:
-    """Writes a fork into a row from position `start` and target `filled` on; returns the targets that are filled."""
-    num_context = len(fork.context)
-    context = slice(start, start + num_context)
-    batch["tokens"][row, context] = fork.context
-    batch["positions"][row, context] = np.arange(num_context)
-    batch["segments"][row, start : start + fork.num_tokens] = segment
-    last_of_context, place, branch = start + num_context - 1, start + num_context, 0
-    for slot, ids in enumerate(fork.continuations, start=first_slot):
-        read = slice(place, place + len(ids) - 1)
-        if len(ids) > 1:
-            branch += 1
-            batch["tokens"][row, read] = ids[:-1]
-            batch["positions"][row, read] = num_context + np.arange(len(ids) - 1)
-            batch["branches"][row, read] = branch
-        targets = slice(filled, filled + len(ids))
-        batch["target_sources"][row, targets] = np.r_[last_of_context, np.arange(read.start, read.stop)]
-        batch["target_ids"][row, targets] = ids
-        batch["target_slots"][row, targets] = slot
-        batch["target_weights"][row, targets] = 1
-        place, filled = read.stop, targets.stop
-    return filled
+    def _write(
+        self,
+        batch: MicroBatch,
+        row: int,
+        start: int,
+        filled: int,
+        bundle: Bundle,
+        *,
+        segment: int,
+        owners: list[tuple[int, ...]],
+    ) -> int:
+        """Writes a bundle into a row from place `start` and target `filled` on; returns the targets that are filled."""
+        tokens, positions, branches = (batch[name][row] for name in ("tokens", "positions", "branches"))
+        batch["segments"][row, start : start + bundle.num_tokens] = segment
+        num_shared, place = bundle.num_shared, start + bundle.num_shared
+        tokens[start:place] = self.forks[bundle.members[0]].context[:num_shared]
+        positions[start:place] = np.arange(num_shared)
+        for number, index in enumerate(bundle.members, start=1 if num_shared else 0):
+            fork, branch = self.forks[index], BRANCHES_PER_FORK * number
+            num_context = len(fork.context)
+            own = slice(place, place + num_context - num_shared)
+            tokens[own] = fork.context[num_shared:]
+            positions[own] = np.arange(num_shared, num_context)
+            branches[own] = branch
+            place = own.stop
+            for ids, who in zip(fork.continuations, fork.owners, strict=True):
+                read = slice(place, place + len(ids) - 1)
+                if len(ids) > 1:
+                    branch += 1
+                    tokens[read] = ids[:-1]
+                    positions[read] = num_context + np.arange(len(ids) - 1)
+                    branches[read] = branch
+                targets = slice(filled, filled + len(ids))
+                batch["target_sources"][row, targets] = np.r_[own.stop - 1, np.arange(read.start, read.stop)]
+                batch["target_ids"][row, targets] = ids
+                batch["target_slots"][row, targets] = len(owners)
+                batch["target_weights"][row, targets] = 1
+                owners.append(who)
+                place, filled = read.stop, targets.stop
+        return filled
 
 
 def row_lengths(longest: int) -> list[int]:
@@ -206,22 +300,24 @@ def row_lengths(longest: int) -> list[int]:
 
 
 def lay_out_rows(forks: Sequence[Fork], *, tokens_per_step: int, row_multiple: int = 1) -> ForkRows:
-    """Packs forks into rows of the length that leaves the fewest places empty, the longest forks first.
+    """Packs forks into rows of the length that leaves the fewest places empty or filled twice.
 
     Args:
       forks: 1 or more.
       tokens_per_step: places of a step, about; a step has at least one row.
       row_multiple: rows of a step are a multiple of it.
     """
-    lengths = np.array([fork.num_tokens for fork in forks])
-    order = np.argsort(-lengths, kind="stable").tolist()
+    groups = common_beginnings(forks)
     best: ForkRows | None = None
-    for row_length in row_lengths(int(lengths.max())):
-        rows = best_fit(lengths, row_length, order=order)
+    for row_length in row_lengths(max(fork.num_tokens for fork in forks)):
+        bundles = bundle_forks(forks, groups, row_length=row_length)
+        lengths = np.array([bundle.num_tokens for bundle in bundles])
+        packed = best_fit(lengths, row_length, order=np.argsort(-lengths, kind="stable").tolist())
+        rows = [[bundles[index] for index in row] for row in packed]
         most = round_up(max(1, tokens_per_step // row_length), row_multiple)
         # A power of two where there are few: few sizes, so that a program kept on disk serves again.
         few = round_up(1 << (len(rows) - 1).bit_length(), row_multiple)
-        fullest = max(sum(forks[index].num_targets for index in row) for row in rows)
+        fullest = max(sum(forks[index].num_targets for bundle in row for index in bundle.members) for row in rows)
         laid = ForkRows(forks, rows, row_length, round_up(fullest, TARGET_MULTIPLE), min(most, few))
         if best is None or _places(laid) < _places(best):
             best = laid

@@ -10,7 +10,8 @@ A micro-batch is a dict of numpy arrays. B rows, T positions of a row, N target 
   pair_weights, pair_rows                 float32, int32 [P]  preference pairs only, see data/pair_rows.py
 
 Query q sees key k where their segments are equal and not 0 (padding), positions[k] <= positions[q], and
-branches[k] is 0 or branches[q]. A key that is seen never stands after its query in the row.
+branches[k] is 0 or branches[q], or in rows of two levels (data/continuation_rows.py) that without its last 8 bits. A
+key that is seen never stands after its query in the row.
 Not here: pairs (data/pair_rows.py), the order of a run and its shapes (data/loader.py).
 """
 

@@ -1,7 +1,8 @@
 """How likely continuations are after their contexts: sums of log-probs, many to a program, each context computed once.
 
-Requests that share a context lie in one row with it (data/continuation_rows.py); every row of a call has one shape, so
-that a call compiles one program. Contexts that are too long lose tokens from their start, as in lm-evaluation-harness.
+Requests that share a context, or its beginning, lie in one row with it (data/continuation_rows.py); every row of a call
+has one shape, so that a call compiles one program. Contexts that are too long lose tokens from their start, as in
+lm-evaluation-harness.
 Not here: texts (text_model.py), tasks and their scores.
 
     scores = loglikelihoods(params, [([1, 5, 7], [9, 2]), ([1, 5, 7], [4])], shape=shape, settings=settings, mesh=mesh)
@@ -123,6 +124,7 @@ def iterate_loglikelihoods(
     if tokens_per_step is None:
         tokens_per_step = CPU_TOKENS_PER_STEP if mesh.devices.flat[0].platform == "cpu" else TOKENS_PER_STEP
     rows = lay_out_rows(found.forks, tokens_per_step=tokens_per_step, row_multiple=num_row_shards(mesh))
+    settings = settings._replace(rows="forks" if rows.has_shared_beginnings else "pairs")
     waiting: tuple[list[tuple[int, ...]], Mapping[str, np.ndarray], tuple[jax.Array, jax.Array]] | None = None
     for step in range(rows.num_steps + 1):
         started = None

@@ -15,6 +15,7 @@ from zephyr_jax.evaluation.answering import AnswerCounts
 from zephyr_jax.evaluation.asked import Asked, ask_models, folder_of
 from zephyr_jax.evaluation.bench_run import JudgedBench
 from zephyr_jax.evaluation.fastchat_files import read_judgments, read_questions
+from zephyr_jax.evaluation.harness import HarnessResults, find_tasks, run_harness
 from zephyr_jax.evaluation.length_control import LengthControlled, length_controlled_win_rate, read_length_data
 from zephyr_jax.evaluation.statistics import Comparison, Sampling, compare, with_holm
 from zephyr_jax.evaluation.trust import AgreementResult, Trusts, agreement_result, read_measured
@@ -87,6 +88,7 @@ class Results:
     mt_bench: MtBenchResults | None
     agreements: tuple[AgreementResult, ...]
     academic: AcademicResults | None = None
+    harness: HarnessResults | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The content of results.json."""
@@ -97,6 +99,8 @@ class Results:
             found["mt_bench"] = self.mt_bench.as_dict()
         if self.academic:
             found["academic"] = self.academic.as_dict()
+        if self.harness:
+            found["harness"] = self.harness.as_dict()
         if self.agreements:
             found["agreement"] = [result.as_dict() for result in self.agreements]
         return found
@@ -113,6 +117,7 @@ def evaluate(recipe: EvaluationRecipe) -> Results:
     for options in recipe.agreement:
         if options.measured is not None:
             read_measured(options.measured)  # a mistake is said before anybody is asked
+    known = find_tasks(recipe)
     asked = ask_models(recipe)
     answered = ask_recipe(recipe, tasks, folder=folder_of(recipe) / "academic")
     sampling = Sampling(recipe.statistics.level, recipe.statistics.resamples, recipe.seed)
@@ -125,6 +130,7 @@ def evaluate(recipe: EvaluationRecipe) -> Results:
         mt_bench=_mt_bench(recipe.mt_bench, asked, trusts, sampling) if recipe.mt_bench else None,
         agreements=agreements,
         academic=academic_results(answered, sampling=sampling) if answered else None,
+        harness=run_harness(recipe, known, folder=folder_of(recipe) / "harness", sampling=sampling),
     )
 
 

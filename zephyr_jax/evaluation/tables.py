@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from zephyr_jax.data.comparison_statistics import Share
 from zephyr_jax.evaluation.academic.blocks import academic_block
 from zephyr_jax.evaluation.alpaca_eval import WinRate
+from zephyr_jax.evaluation.harness_block import harness_block
 from zephyr_jax.evaluation.mt_bench import CATEGORIES
 from zephyr_jax.evaluation.pairwise import PairResult
 from zephyr_jax.evaluation.position import PositionBias
@@ -36,6 +37,8 @@ def blocks_of(results: Results) -> list[Block]:
         blocks.append(_mt_bench_block(results.mt_bench, results.level))
     if results.academic:
         blocks.append(academic_block(results.academic, level=results.level))
+    if results.harness:
+        blocks.append(harness_block(results.harness, level=results.level))
     if results.agreements:
         note = "A judge is called weak when its agreement is not surely above what looking at nothing would reach."
         sentences = [result.sentence() for result in results.agreements]

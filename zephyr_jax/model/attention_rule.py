@@ -17,14 +17,20 @@ OLD_GPU = "gpu<8.0"  # compute capability before Ampere's
 # What `auto` takes, by platform and layout of the rows: the first that can run. Only the CPU's line was measured
 # (benchmarks/LOG.md); the others are provisional, and this is the place to change once a device has been measured.
 AUTO: dict[str, dict[RowLayout, tuple[str, ...]]] = {
-    "cpu": {"plain": ("blockwise",), "dialogues": ("blockwise",), "pairs": ("blockwise",)},
+    "cpu": {"plain": ("blockwise",), "dialogues": ("blockwise",), "pairs": ("blockwise",), "forks": ("blockwise",)},
     "gpu": {
         "plain": ("cudnn", "pallas", "blockwise"),
         "dialogues": ("pallas", "blockwise"),
         "pairs": ("pallas", "blockwise"),
+        "forks": ("blockwise",),
     },
-    OLD_GPU: {"plain": ("blockwise",), "dialogues": ("blockwise",), "pairs": ("blockwise",)},
-    "tpu": {"plain": ("splash", "blockwise"), "dialogues": ("splash", "blockwise"), "pairs": ("blockwise",)},
+    OLD_GPU: {"plain": ("blockwise",), "dialogues": ("blockwise",), "pairs": ("blockwise",), "forks": ("blockwise",)},
+    "tpu": {
+        "plain": ("splash", "blockwise"),
+        "dialogues": ("splash", "blockwise"),
+        "pairs": ("blockwise",),
+        "forks": ("blockwise",),
+    },
 }
 MEASURED = ("cpu",)
 
@@ -82,10 +88,12 @@ def _refusal(name: str, num_tokens: int, *, platform: str, dtype: str, head_dim:
     if name == "pallas":
         if head_dim not in (64, 128):
             return f"takes head sizes of 64 and 128, got {head_dim}"
+        if rows == "forks":
+            return "takes branches of one level, not prompts that share their beginning"
     if name == "splash":
         if platform != "tpu":
             return f"needs a TPU, this is {platform}"
-        if rows == "pairs":
+        if rows in ("pairs", "forks"):
             return "takes plain rows and packed dialogues, not pairs that share their prompt (ddpo.layout: packed)"
     if name == "cudnn":
         if dtype != "bfloat16":

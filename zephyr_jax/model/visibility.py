@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 
-MAX_BRANCHES = 255  # pallas_attention.py packs segment and branch into one integer
+MAX_BRANCHES = 255  # of a fork; pallas_attention.py packs segment and branch into one integer
 
 
 class Coordinates(NamedTuple):
@@ -22,7 +22,8 @@ class Coordinates(NamedTuple):
       positions: RoPE position; starts at 0 in every segment.
       segments: dialogue or pair within the row, from 1; 0 is padding.
       branches: 0 for text that all later tokens of its segment see; from 1 to MAX_BRANCHES for answers that do not see
-        each other.
+        each other. In rows of two levels, F = MAX_BRANCHES + 1: i F for a text that F i + 1, F i + 2, ... see as well
+        as themselves and the text of branch 0.
     """
 
     positions: jax.Array
@@ -43,6 +44,7 @@ def visible(query: Coordinates, key: Coordinates, *, window: int | None) -> jax.
     """
     distance_BTS = query.positions[:, :, None] - key.positions[:, None, :]
     same_segment_BTS = (query.segments[:, :, None] == key.segments[:, None, :]) & (key.segments[:, None, :] > 0)
-    branch_BTS = (key.branches[:, None, :] == 0) | (key.branches[:, None, :] == query.branches[:, :, None])
+    own_BT1, key_B1S = query.branches[:, :, None], key.branches[:, None, :]
+    branch_BTS = (key_B1S == 0) | (key_B1S == own_BT1) | (key_B1S == (own_BT1 & ~MAX_BRANCHES))
     allowed_BTS = same_segment_BTS & branch_BTS & (distance_BTS >= 0)
     return allowed_BTS if window is None else allowed_BTS & (distance_BTS < window)

@@ -33,7 +33,12 @@ from zephyr_jax.sharding import describe_mesh, make_mesh, tree_shardings
 
 OnEvaluation = Callable[[str, Params, int], None]
 
-LAYOUT_NAMES = {"plain": "plain rows", "dialogues": "packed dialogues", "pairs": "packed pairs"}
+LAYOUT_NAMES = {
+    "plain": "plain rows",
+    "dialogues": "packed dialogues",
+    "pairs": "packed pairs",
+    "forks": "packed forks",
+}
 
 
 def say(text: str) -> None:

@@ -16,7 +16,13 @@ from zephyr_jax.respondent_options import ModelOptions
 
 
 class LocalModel:
-    """An AcademicModel: see items.py."""
+    """An AcademicModel: see items.py.
+
+    Attributes:
+      name: as the recipe has it.
+      batch_size: rows that are answered together.
+      text_model: the model itself.
+    """
 
     def __init__(self, name: str, options: AcademicOptions, models: Mapping[str, ModelOptions]):
         """Opens a model; its weights are read when it is first asked.
@@ -35,8 +41,8 @@ class LocalModel:
                 f"academic.model {name}: is behind an API, which does not say how likely a text is; wanted a model in "
                 "this process"
             )
-        self.name, self._batch_size = name, options.batch_size
-        self._model = open_text_model(
+        self.name, self.batch_size = name, options.batch_size
+        self.text_model = open_text_model(
             given.model if given else name,
             chat_template=given.chat_template if given else "tokenizer",
             dtype=options.dtype or (given.dtype if given else None),
@@ -44,7 +50,7 @@ class LocalModel:
 
     def fingerprint(self) -> Mapping[str, Any]:
         """Everything of the model that decides its answers."""
-        model = self._model
+        model = self.text_model
         return {
             "weights": model.source.fingerprint(),
             **{f"shape.{key}": value for key, value in model.shape.model_dump().items()},
@@ -56,27 +62,27 @@ class LocalModel:
 
     def load(self) -> None:
         """See AcademicModel."""
-        if self._model.params is None:
-            devices = self._model.mesh.devices.ravel()
-            settings = f"{self._model.settings.compute_dtype} on {devices.size} x {devices[0].device_kind}"
+        if self.text_model.params is None:
+            devices = self.text_model.mesh.devices.ravel()
+            settings = f"{self.text_model.settings.compute_dtype} on {devices.size} x {devices[0].device_kind}"
             print(f"evaluate: loading {self.name}, {settings}", file=sys.stderr)
-            self._model = self._model.load()
+            self.text_model = self.text_model.load()
 
     def loglikelihoods(self, requests: Sequence[tuple[str, str]]) -> Iterator[tuple[int, Likelihood]]:
         """See AcademicModel."""
-        encoded = [self._model.encode_pair(context, continuation) for context, continuation in requests]
-        for found in self._model.iterate_loglikelihoods(encoded, name="evaluate"):
+        encoded = [self.text_model.encode_pair(context, continuation) for context, continuation in requests]
+        for found in self.text_model.iterate_loglikelihoods(encoded, name="evaluate"):
             for index, result in found.items():
                 yield index, Likelihood(*result)
 
     def generate(self, items: Sequence[PromptItem]) -> Iterator[tuple[int, Generated]]:
         """See AcademicModel."""
-        first, tokenizer = items[0], self._model.tokenizer
-        for ended in self._model.iterate_until(
+        first, tokenizer = items[0], self.text_model.tokenizer
+        for ended in self.text_model.iterate_until(
             [self._prompt(item) for item in items],
             until=first.until,
             max_new_tokens=first.max_new_tokens,
-            batch_size=min(self._batch_size, len(items)),
+            batch_size=min(self.batch_size, len(items)),
             stop_ids=tokenizer.stop_ids if first.in_chat else (),
             name="evaluate",
         ):
@@ -86,6 +92,6 @@ class LocalModel:
     def _prompt(self, item: PromptItem) -> np.ndarray:
         """Token ids [P]."""
         if not item.in_chat:
-            return np.array(self._model.encode(item.prompt), np.int32)
+            return np.array(self.text_model.encode(item.prompt), np.int32)
         turn: Message = {"role": "user", "content": item.prompt}
-        return self._model.tokenizer.encode_prompt([turn])
+        return self.text_model.tokenizer.encode_prompt([turn])
