@@ -234,17 +234,18 @@ def mt_bench_table(results: MtBenchResults) -> Table:
 
 
 def category_table(results: MtBenchResults) -> Table:
-    """A row a model, a column a category."""
+    """A row a category, a column a model."""
     names = list(dict.fromkeys(name for score in results.scores for name in score.categories))
-    rows = [
-        [score.model, *(_with_interval(score.categories[name]) if name in score.categories else "-" for name in names)]
-        for score in results.scores
-    ]
-    for published in MT_BENCH if results.with_published else ():
-        if published.categories:
-            scores = [published.categories.get(name) for name in names]
-            rows.append([published.model, *("-" if score is None else f"{score:.2f}" for score in scores)])
-    return Table(["model", *names], rows)
+    published = [entry for entry in MT_BENCH if results.with_published and entry.categories]
+    rows = []
+    for name in names:
+        ours = [score.categories.get(name) for score in results.scores]
+        theirs = [entry.categories.get(name) for entry in published]
+        cells = ["-" if found is None else _with_interval(found) for found in ours]
+        rows.append([name, *cells, *("-" if found is None else f"{found:.2f}" for found in theirs)])
+    judges = {score.judge for score in results.scores}
+    heads = [score.model if len(judges) == 1 else f"{score.model}, by {score.judge}" for score in results.scores]
+    return Table(["category", *heads, *(entry.model for entry in published)], rows)
 
 
 def pair_table(results: MtBenchResults) -> Table:

@@ -26,6 +26,7 @@ from zephyr_jax.reporting.page import Html
 from zephyr_jax.reporting.plots import Picture
 
 LAYOUT = 1  # raised when what is written can no longer be read by who knew the one before
+_NARROW = 5.6  # inches: the letters are large enough on a phone
 Row = tuple[str, float, float, float]
 
 
@@ -111,9 +112,10 @@ class Intervals:
     def html(self, name: str) -> Html:
         """For a page; `name` is what its ids begin with."""
         num_lines = sum(row[0].count("\n") + 1 for row in self.rows)
-        picture = Picture(1, name=name, label=self.label, height=1.1 + 0.21 * max(num_lines, 2 * len(self.rows)))
+        height = 1.1 + 0.21 * max(num_lines, 2 * len(self.rows))
+        picture = Picture(1, name=name, label=self.label, height=height, width=_NARROW)
         picture.named_intervals(self.rows, title=self.title, x_label=self.x_label, level=self.level)
-        return page.figure(picture.svg(), self.caption)
+        return page.figure(picture.svg(), self.caption, narrow=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,9 +145,10 @@ class Radar:
 
     def html(self, name: str) -> Html:
         """For a page; `name` is what its ids begin with."""
-        picture = Picture(1, name=name, label=self.label, height=4.6)
+        height = 3.9 + 0.22 * (len(self.series) + len(self.beside))
+        picture = Picture(1, name=name, label=self.label, height=height, width=_NARROW)
         picture.radar(self.spokes, self.series, self.beside, title="", top=self.top)
-        return page.figure(picture.svg(), self.caption)
+        return page.figure(picture.svg(), self.caption, narrow=True)
 
 
 Part = Table | Sentences | Note | Intervals | Radar

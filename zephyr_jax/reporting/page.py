@@ -28,10 +28,12 @@ h1 { margin: 0; font-size: 1.7rem; } h2 { margin: 2.4rem 0 .6rem; font-size: 1.2
 figure { margin: 1rem 0; } figure svg { display: block; width: 100%; height: auto; }
 svg text { font-family: system-ui, sans-serif; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: .3rem 1rem; }
-.panels figure { margin: .3rem 0; }
+.panels figure { margin: .3rem 0; } .narrow svg { max-width: 40rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { font-weight: 600; } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { white-space: nowrap; }
+td.text { overflow-wrap: break-word; min-width: 6rem; max-width: 22rem; }
 th.up { vertical-align: bottom; } th.up span { writing-mode: vertical-rl; transform: rotate(180deg); }
 td.cell { text-align: center; min-width: 2.6rem; font-variant-numeric: tabular-nums; }
 td.faint { font-style: italic; color: var(--soft); }
@@ -92,9 +94,10 @@ def bullets(sentences: Iterable[object]) -> Html:
     return element("ul", *(element("li", sentence) for sentence in sentences))
 
 
-def figure(svg: Html, caption: str) -> Html:
-    """A picture with what it shows."""
-    return element("figure", svg, element("figcaption", caption))
+def figure(svg: Html, caption: str, *, narrow: bool = False) -> Html:
+    """A picture with what it shows; a narrow one, made for phones too, is not drawn as wide as the page."""
+    attributes = {"class_": "narrow"} if narrow else {}
+    return element("figure", svg, element("figcaption", caption), **attributes)
 
 
 def panels(figures: Iterable[Html]) -> Html:

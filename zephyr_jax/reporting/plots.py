@@ -275,9 +275,9 @@ class Picture:
         for (name, values), colour in zip(series.items(), (FIRST, SECOND), strict=False):
             axes.plot(*outline(values), color=colour, linewidth=1.8, marker="o", markersize=3.5, label=name)
             axes.fill(*outline(values), color=colour, alpha=0.13)
-        axes.set_xlim(-1.8, 3.4)  # the legend stands to the right of the names
+        axes.set_xlim(-1.6, 1.6)  # room for the names
         axes.set_ylim(-1.2, 1.2)
-        axes.legend(frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(0.66, 0.5))
+        axes.legend(frameon=False, labelcolor=INK, loc="upper center", bbox_to_anchor=(0.5, 0.0), fontsize=9)
 
     def svg(self) -> Html:
         """The picture as one `svg` element."""
