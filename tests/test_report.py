@@ -59,8 +59,9 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "runs" / "small"
     began = {"began": "2026-11-26T00:00:00+00:00", "after_step": 0, "steps": 9} | FACTS
     write_lines(folder / "ddpo" / "sessions.jsonl", [began, began | {"after_step": 4}])
-    evaluation = {"step": 0} | {f"eval/{name}": value for name, value in step_line(1).items()}
-    write_lines(folder / "ddpo" / "metrics.jsonl", [evaluation, *map(step_line, range(1, 7))])
+    # One curve: drawing is what takes the time.
+    losses = [{"step": step, "loss": 1 / step} for step in range(1, 7)]
+    write_lines(folder / "ddpo" / "metrics.jsonl", [{"step": 0, "eval/loss": 1.0}, *losses])
     (folder / "recipe.yaml").write_text(recipe_to_yaml(make_recipe(tmp_path)))
     return folder
 
@@ -74,6 +75,8 @@ def page_of(run: Path, *arguments: str) -> str:
 
 
 def test_a_run_that_goes_on_is_shown_as_such_with_all_its_curves(run: Path, capsys) -> None:
+    evaluation = {"step": 0} | {f"eval/{name}": value for name, value in step_line(1).items()}
+    write_lines(run / "ddpo" / "metrics.jsonl", [evaluation, *map(step_line, range(1, 7))])
     page = page_of(run)
     assert "dDPO: not ended: step 6 of 9 was logged" in page and "it seems still going" in page
     assert "Taken up again once, after step 4" in page and ">killed</td>" in page and "killed, or still going" in page
@@ -116,7 +119,7 @@ def test_how_a_sitting_ended_is_said(run: Path, how: str, said: str) -> None:
 
 
 def test_a_long_run_is_drawn_by_means(run: Path) -> None:
-    write_lines(run / "ddpo" / "metrics.jsonl", [step_line(step) for step in range(1, 3 * MAX_POINTS)])
+    write_lines(run / "ddpo" / "metrics.jsonl", [{"step": n, "loss": 1 / n} for n in range(1, 3 * MAX_POINTS)])
     page = page_of(run)
     assert "means of 3 logged steps" in page and len(page) < 1_000_000
 
@@ -140,7 +143,7 @@ def test_the_evaluation_is_shown_by_the_blocks_it_kept(run: Path, tmp_path: Path
 
 def test_other_runs_stand_beside_with_what_differs(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "runs" / "other"
-    write_lines(other / "ddpo" / "metrics.jsonl", [step_line(5)])
+    write_lines(other / "ddpo" / "metrics.jsonl", [{"step": 5, "loss": 0.2}])
     (other / "recipe.yaml").write_text(recipe_to_yaml(make_recipe(tmp_path, name="other", ddpo={"beta": 0.7})))
     page = page_of(run, "--beside", str(other))
     assert "<h2>Beside other runs</h2>" in page and ">small</th>" in page and ">other</th>" in page
@@ -152,8 +155,13 @@ def test_a_folder_of_feedback_shows_its_counts(tmp_path: Path) -> None:
     (tmp_path / "aif").mkdir()
     counts = {"prompts": 3, "unusable": {"no answer": 1}}
     (tmp_path / "aif" / "completions.counts.json").write_text(json.dumps(counts))
+    tally = {"answered": 1000, "kept": 3, "tries": 5, "failed": 0, "prompt_tokens": 7, "completion_tokens": 9}
+    write_lines(tmp_path / "aif" / "sessions.jsonl", [{"models": {"teacher": tally}}] * 2)
     page = page_of(tmp_path)
     assert "prompts 3; unusable: no answer 1" in page and "not there" in page and "What was run" not in page
+    assert "AI feedback: not ended." in page and "in 2 sittings" in page and ">2\u202f000</td>" in page
+    (tmp_path / "aif" / "summary.json").write_text("{}")
+    assert "AI feedback: done." in page_of(tmp_path)
 
 
 def test_the_page_goes_where_it_is_told_and_nothing_half_written_stays(run: Path, tmp_path: Path, monkeypatch) -> None:

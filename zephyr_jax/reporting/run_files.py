@@ -75,6 +75,21 @@ class StageFiles:
 
 
 @dataclasses.dataclass(frozen=True)
+class FeedbackFiles:
+    """A folder of AI feedback.
+
+    Attributes:
+      counts: step -> its counts; None for a step that has not ended, or is not asked for.
+      sessions: lines of sessions.jsonl: what happened to the calls of each model.
+      is_done: whether all steps asked for have ended.
+    """
+
+    counts: Mapping[str, Record | None]
+    sessions: tuple[Record, ...]
+    is_done: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class RunFiles:
     """A run's folder.
 
@@ -84,7 +99,7 @@ class RunFiles:
       recipe_text: the same as it stands.
       stages: the stages with a folder, in the method's order.
       held_out: held_out.json: model -> figures.
-      feedback: AI feedback, step -> its counts; None for a step that has not ended.
+      feedback: AI feedback; None without a folder of it.
       evaluation: evaluation/results.json.
       problems: what could not be read, a sentence each.
     """
@@ -94,7 +109,7 @@ class RunFiles:
     recipe_text: str
     stages: tuple[StageFiles, ...]
     held_out: Mapping[str, Record]
-    feedback: Mapping[str, Record | None]
+    feedback: FeedbackFiles | None
     evaluation: Record | None
     problems: tuple[str, ...]
 
@@ -195,8 +210,12 @@ class _Reader:
             written=path.stat().st_mtime if path.exists() else None,
         )
 
-    def feedback(self) -> dict[str, Record | None]:
-        """Counts of the steps that have ended; {} without a folder of AI feedback."""
+    def feedback(self) -> FeedbackFiles | None:
+        """The folder of AI feedback; None without one."""
         if not (self.folder / "aif").is_dir():
-            return {}
-        return {step: self.json(f"aif/{step}.counts.json") for step in FEEDBACK_STEPS}
+            return None
+        return FeedbackFiles(
+            {step: self.json(f"aif/{step}.counts.json") for step in FEEDBACK_STEPS},
+            tuple(self.lines("aif/sessions.jsonl")),
+            (self.folder / "aif" / "summary.json").exists(),
+        )

@@ -7,13 +7,14 @@ Whatever the run's folder does not have is not there. Not here: reading the fold
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from zephyr_jax.data.comparison_statistics import share_of
 from zephyr_jax.recipe_file import differences, non_defaults
 from zephyr_jax.reporting.blocks import Block, blocks_html, tiles_of
 from zephyr_jax.reporting.page import Html, bullets, element, folded, page, section, table, tiles
-from zephyr_jax.reporting.run_files import FEEDBACK_STEPS, Record, RunFiles, StageFiles
+from zephyr_jax.reporting.run_files import FeedbackFiles, Record, RunFiles, StageFiles
 from zephyr_jax.reporting.stage_page import NAMES, duration, stage_section, state_of, time_text
 
 # Figure -> what it is, and where the number of its items stands.
@@ -56,8 +57,8 @@ def run_page(
     parts += [stage_section(stage, run.recipe, now=now) for stage in run.stages]
     if run.held_out:
         parts.append(section("Held-out rows", *_held_out(run)))
-    if run.feedback:
-        parts.append(section("AI feedback", *_feedback(run)))
+    if run.feedback is not None:
+        parts.append(section("AI feedback", *_feedback(run.feedback)))
     sections = blocks_html(evaluation, name="e")
     if sections:
         parts += [section("Evaluation", element("p", f"{evaluation_note}.", class_="soft")), *sections]
@@ -66,10 +67,12 @@ def run_page(
 
 
 def run_state(run: RunFiles, *, now: float) -> str:
-    """One sentence for each stage."""
+    """One sentence for each stage, and for AI feedback."""
     begun = {stage.name: stage for stage in run.stages}
     names = [name for name in NAMES if name in begun or (run.recipe and name in run.recipe.stages)]
     states = [f"{NAMES[name]}: {state_of(begun[name], now=now) if name in begun else 'not begun'}." for name in names]
+    if run.feedback is not None:
+        states.append(f"AI feedback: {'done' if run.feedback.is_done else 'not ended'}.")
     return " ".join(states)
 
 
@@ -180,13 +183,32 @@ def _held_out_text(found: Record, key: str, counted: str | None) -> str:
     return f"{known.share:.1%} of {known.total} ({100 * known.low:.1f} to {100 * known.high:.1f})"
 
 
-def _feedback(run: RunFiles) -> Iterator[Html]:
+def _feedback(feedback: FeedbackFiles) -> Iterator[Html]:
     rows = []
-    for step in FEEDBACK_STEPS:
-        counts = run.feedback.get(step)
+    for step, counts in feedback.counts.items():
         shown = "not there" if counts is None else "; ".join(_count_text(key, value) for key, value in counts.items())
         rows.append([step, shown])
     yield table(("step", "counts"), rows, as_text=True)
+    sums: dict[str, Counter[str]] = {}
+    for session in feedback.sessions:
+        for model, tally in session.get("models", {}).items():
+            sums.setdefault(model, Counter()).update({key: tally.get(key, 0) for key in _CALLS})
+    if sums:
+        note = f"Calls in {len(feedback.sessions)} sittings; what an earlier one had kept was not asked again:"
+        yield element("p", note, class_="soft")
+        yield table(
+            ("model", *_CALLS.values()), [[model, *(found[key] for key in _CALLS)] for model, found in sums.items()]
+        )
+
+
+_CALLS = {
+    "answered": "answered",
+    "kept": "kept before",
+    "tries": "tries",
+    "failed": "failed",
+    "prompt_tokens": "tokens read",
+    "completion_tokens": "tokens written",
+}
 
 
 def _count_text(key: str, value: object) -> str:
