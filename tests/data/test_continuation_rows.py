@@ -139,6 +139,9 @@ def test_too_many_continuations_take_their_context_along_to_another_fork():
     assert [fork.num_tokens for fork in fork_requests(many, max_length=2000, max_branches=255).forks] == [1802] * 4 + [
         1401
     ]
+    # However long the context: those of one token stay together.
+    long = [([1] * 5000, [index]) for index in range(4)]
+    assert [fork.num_tokens for fork in fork_requests(long, max_length=8000, max_branches=255).forks] == [5000]
 
 
 @pytest.mark.parametrize("longest", [1, 256, 257, 700, 8192])

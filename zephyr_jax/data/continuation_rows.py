@@ -24,8 +24,9 @@ LEAST_SHARED_TOKENS = 32  # shorter beginnings are not worth the longer rows
 # A beginning is not cut by more than a quarter to take in one more context.
 LEAST_KEPT_SHARE = 0.75
 LEAST_SAVED_SHARE = 0.1  # of all places: on GPUs rows of two levels go without the fastest attention
-MOST_GROUP_TOKENS = 2048  # a context with so many continuations comes more than once, rather than in a longer row
+MOST_BRANCH_TOKENS = 1024  # a context with more tokens of continuations comes again, rather than in a longer row
 TARGET_MULTIPLE = 64
+LONGER_ROWS_SAVE = 0.05  # the share of places that longer rows must save: their activations leave the caches
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -114,12 +115,12 @@ def _forks(
 ) -> Iterator[Fork]:
     """One fork, or several where there are too many continuations or tokens."""
     parts: list[list[tuple[np.ndarray, tuple[int, ...]]]] = [[]]
-    num_tokens, num_branches = len(context), 0
+    num_tokens = num_branches = 0
     for ids, owners in continuations:
         length = len(ids) - 1
-        if parts[-1] and (num_tokens + length > MOST_GROUP_TOKENS or num_branches + (length > 0) > max_branches):
+        if parts[-1] and (num_tokens + length > MOST_BRANCH_TOKENS or num_branches + (length > 0) > max_branches):
             parts.append([])
-            num_tokens, num_branches = len(context), 0
+            num_tokens = num_branches = 0
         parts[-1].append((ids, owners))
         num_tokens, num_branches = num_tokens + length, num_branches + (length > 0)
     for part in parts:
@@ -300,7 +301,7 @@ def row_lengths(longest: int) -> list[int]:
 
 
 def lay_out_rows(forks: Sequence[Fork], *, tokens_per_step: int, row_multiple: int = 1) -> ForkRows:
-    """Packs forks into rows of the length that leaves the fewest places empty or filled twice.
+    """Packs forks into the shortest rows among those that leave nearly the fewest places empty or filled twice.
 
     Args:
       forks: 1 or more.
@@ -308,7 +309,7 @@ def lay_out_rows(forks: Sequence[Fork], *, tokens_per_step: int, row_multiple: i
       row_multiple: rows of a step are a multiple of it.
     """
     groups = common_beginnings(forks)
-    best: ForkRows | None = None
+    tried = []
     for row_length in row_lengths(max(fork.num_tokens for fork in forks)):
         bundles = bundle_forks(forks, groups, row_length=row_length)
         lengths = np.array([bundle.num_tokens for bundle in bundles])
@@ -318,11 +319,9 @@ def lay_out_rows(forks: Sequence[Fork], *, tokens_per_step: int, row_multiple: i
         # A power of two where there are few: few sizes, so that a program kept on disk serves again.
         few = round_up(1 << (len(rows) - 1).bit_length(), row_multiple)
         fullest = max(sum(forks[index].num_targets for bundle in row for index in bundle.members) for row in rows)
-        laid = ForkRows(forks, rows, row_length, round_up(fullest, TARGET_MULTIPLE), min(most, few))
-        if best is None or _places(laid) < _places(best):
-            best = laid
-    assert best is not None
-    return best
+        tried.append(ForkRows(forks, rows, row_length, round_up(fullest, TARGET_MULTIPLE), min(most, few)))
+    fewest = min(map(_places, tried))
+    return next(laid for laid in tried if _places(laid) * (1 - LONGER_ROWS_SAVE) <= fewest)
 
 
 def _places(laid: ForkRows) -> int:
