@@ -208,6 +208,8 @@ class BenchJudgingOptions(Options):
       replay: instead, files of one judge's judgments; an answer whose very prompt is not in them stays without one.
       rules: instead, a file of rules (see evaluation/rule_judging.py); a turn without one stays unjudged.
       mode: single: each answer is graded; pair: two models' answers are compared in both orders.
+      reading: text: the rating in the judge's words, as FastChat. logprobs: the mean of the digits 1 to 9 under their
+        probabilities as the next token; no reasons, never unparsable, for judges too weak to write a rating.
       system_as: user: the prompt's system message goes before the user's text, for chat templates that know none.
       temperature: of the judge's first try, as FastChat has it; at 0 a model in this process repeats itself.
       max_tokens: of a judgment.
@@ -222,6 +224,7 @@ class BenchJudgingOptions(Options):
     replay: Files | None = None
     rules: Text | None = None
     mode: Literal["single", "pair"] = "single"
+    reading: Literal["text", "logprobs"] = "text"
     system_as: Literal["system", "user"] = "system"
     temperature: Temperature = 0.0
     max_tokens: Count = 2048
@@ -233,6 +236,8 @@ class BenchJudgingOptions(Options):
         problems = _one_judge(self, "prompts")
         if self.rules is not None and self.repetitions > 1:
             problems.append(("repetitions", f"got {self.repetitions}, but rules say the same each time; wanted 1"))
+        if self.reading == "logprobs" and (self.judge is None or self.mode == "pair" or self.repetitions > 1):
+            problems.append(("reading", "got logprobs, which is for a judge that is asked, mode single, 1 repetition"))
         if self.mode == "pair" and self.repetitions > 1:
             problems.append(("repetitions", f"got {self.repetitions}, wanted 1 with mode pair"))
         recipe_file.raise_problems(problems)

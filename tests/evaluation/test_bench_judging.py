@@ -83,6 +83,21 @@ def test_what_cannot_be_read_is_asked_again_and_then_kept_as_unparsed() -> None:
     assert len({request.seed for request in judge.asked}) == 4
 
 
+def test_a_weak_judge_is_read_by_its_probabilities_of_the_digits() -> None:
+    """Half of the digits' probability on 3 and half on 8 is 5.5; no digit among the likely tokens is no rating."""
+    asked: list[ChatRequest] = []
+
+    async def judge(request: ChatRequest, call: str) -> Reply:
+        asked.append(request)
+        listed = (None, None, -2.0, None, None, None, None, -2.0, None)
+        return Reply("3", "stop", 1, 1, listed if len(asked) == 1 else (None,) * 9)
+
+    first, second = _run(grading_jobs(_bench(WRITING, reading="logprobs"), "ours", ANSWERS, judge))
+    assert (first.judgment, first.score, second.judgment, second.score) == ("[[5.5000]]", 5.5, "", -1)
+    assert first.user_prompt.startswith("Q write A ours {1}\n\nGive no explanation") and first.template == "single-v1"
+    assert len(asked) == 2 and asked[0].choices == tuple("123456789") and asked[0].max_tokens == 1
+
+
 def test_repeated_grading_is_another_question_each_time() -> None:
     judge = Judge(*["[[5]]"] * 4)
     for repetition in range(2):

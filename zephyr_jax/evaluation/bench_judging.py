@@ -1,13 +1,15 @@
 """Has a judge grade answers to MT-Bench, or compare two models' answers in both orders; the result is FastChat's rows.
 
 A judgment without a rating is asked for again, with another seed and a higher temperature; one that stays so is kept
-with the score -1 (a verdict with `error`), so that it is counted and dropped. Whoever answers stands behind `ask`.
+with the score -1 (a verdict with `error`), so that it is counted and dropped. A judge that is too weak to write ratings
+can be read by its probabilities instead: of the digits 1 to 9 as its next token. Whoever answers stands behind `ask`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Literal
 
 from zephyr_jax.evaluation.bench_prompts import WITH_REFERENCE, JudgePrompt, Mode, judge_messages, prompt_name
 from zephyr_jax.evaluation.fastchat_files import NO_TIME, UNPARSED, Grading, ModelAnswer, PairJudgment, Question
@@ -15,9 +17,14 @@ from zephyr_jax.evaluation.judges import Ask
 from zephyr_jax.evaluation.mt_bench import parse_rating
 from zephyr_jax.evaluation.pairwise import parse_verdict
 from zephyr_jax.judging.protocol import CallFailed, ChatRequest, derived_seed
+from zephyr_jax.judging.ratings import expected_digit
 from zephyr_jax.records import InputError, Message
 
 RETRY_TEMPERATURE = 0.7
+Reading = Literal["text", "logprobs"]
+# No 10: tokenizers that split numbers would begin it as they begin 1.
+GRADE_DIGITS = tuple("123456789")
+DIGIT_REQUEST = "\n\nGive no explanation now. Reply with the rating alone: one digit, from 1 (worst) to 9 (best)."
 # Game 1 shows model_1 as A, game 2 model_2.
 _WINNERS = ({"A": "model_1", "B": "model_2"}, {"A": "model_2", "B": "model_1"})
 
@@ -31,6 +38,8 @@ class Bench:
       prompts: FastChat's judge prompts by name.
       references: question -> the turns of its reference answer.
       judge: the judge's name, for the rows.
+      reading: of gradings. text: the rating in the judge's words. logprobs: the mean of the digits 1 to 9 under their
+        probabilities as the next token, asked for at the end of the prompt.
       temperature: of the first try.
       max_tokens: of a judgment.
       max_tries: judgments asked for until one can be parsed.
@@ -41,6 +50,7 @@ class Bench:
     prompts: Mapping[str, JudgePrompt]
     references: Mapping[int, Sequence[str]]
     judge: str
+    reading: Reading = "text"
     temperature: float = 0.0
     max_tokens: int = 2048
     max_tries: int = 2
@@ -58,7 +68,11 @@ class Bench:
         if name not in self.prompts:
             raise InputError(f"mt_bench.judging.prompts: has no prompt {name!r} (it has {', '.join(self.prompts)})")
         reference = self.references.get(question.question_id) if question.category in WITH_REFERENCE else None
-        return name, judge_messages(self.prompts[name], question, answers, reference, turn=turn)
+        messages = judge_messages(self.prompts[name], question, answers, reference, turn=turn)
+        if mode == "single" and self.reading == "logprobs":
+            last = messages[-1]
+            messages = (*messages[:-1], {"role": last["role"], "content": last["content"] + DIGIT_REQUEST})
+        return name, messages
 
 
 def answers_by_question(
@@ -140,7 +154,20 @@ async def grade(bench: Bench, ask: Ask, messages: tuple[Message, ...], parts: tu
       messages: what it is shown.
       parts: what the judgment is of: draws the seed, and stands in the journal.
     """
+    if bench.reading == "logprobs":
+        return await _likely_digit(bench, ask, messages, parts)
     return await _judged(bench, ask, messages, lambda text: parse_rating(text) != UNPARSED, parts)
+
+
+async def _likely_digit(bench: Bench, ask: Ask, messages: tuple[Message, ...], parts: tuple[object, ...]) -> str | None:
+    """The expected digit as FastChat's parser reads it; empty, which is unparsed, where no digit is likely at all."""
+    request = ChatRequest(messages, max_tokens=1, temperature=0.0, choices=GRADE_DIGITS)
+    try:
+        reply = await ask(request, ":".join(["mt_bench", *map(str, parts)]))
+    except CallFailed:
+        return None
+    mean = expected_digit(reply.choice_logprobs, GRADE_DIGITS)
+    return "" if mean is None else f"[[{mean:.4f}]]"
 
 
 async def compare(

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from zephyr_jax.evaluation.bench_judging import Bench, answers_by_question, grading_jobs, pair_jobs
+from zephyr_jax.evaluation.bench_judging import Bench, Reading, answers_by_question, grading_jobs, pair_jobs
 from zephyr_jax.evaluation.bench_prompts import read_judge_prompts
 from zephyr_jax.evaluation.fastchat_files import (
     Grading,
@@ -38,6 +38,7 @@ class JudgedBench:
       answers: what was judged.
       gradings, pairs: its judgments, by the mode one or the other.
       num_unanswered: judgments that it did not give.
+      reading: of the gradings; see Bench.
     """
 
     judge: str
@@ -45,6 +46,7 @@ class JudgedBench:
     gradings: tuple[Grading, ...]
     pairs: tuple[PairJudgment, ...]
     num_unanswered: int
+    reading: Reading = "text"
 
     def write(self, folder: Path) -> None:
         """Writes model_answer/ and model_judgment/ as FastChat's scripts and viewers read them."""
@@ -144,6 +146,7 @@ async def _judged(
         references={answer.question_id: answer.choices[0] for answer in references},
         questions=questions,
         judge=judge.name,
+        reading=options.reading,
         temperature=options.temperature,
         max_tokens=options.max_tokens,
         max_tries=options.max_tries,
@@ -172,6 +175,7 @@ async def _judged(
         tuple(row for row in gradings if row is not None),
         tuple(row for row in pairs if row is not None),
         num_unanswered=gradings.count(None) + pairs.count(None),
+        reading=options.reading,
     )
 
 

@@ -270,6 +270,11 @@ def mt_bench_sentences(results: MtBenchResults) -> list[str]:
     """What may be said of the scores."""
     sentences = [f"{counts.sentence()}." for counts in results.answering]
     sentences += [f"{comparison.sentence('questions')}." for comparison in results.comparisons]
+    if results.judged and results.judged.reading == "logprobs":
+        sentences.append(
+            f"{results.judged.judge} was read by its probabilities of the digits 1 to 9 as the next token, not by a "
+            "rating that it wrote: its scores stand beside each other, not beside GPT-4's."
+        )
     graded = {(score.judge, score.model) for score in results.scores}
     unread = collections.Counter((row.judge, row.model) for row in (results.judged.gradings if results.judged else ()))
     sentences += [

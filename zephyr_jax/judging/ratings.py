@@ -110,13 +110,14 @@ def expected_rating(reply: Reply) -> Rating | None:
     Returns:
       The rating with four decimals; None where no digit is among the likely tokens.
     """
-    return _expectation(reply.choice_logprobs)
+    mean = expected_digit(reply.choice_logprobs, DIGITS)
+    return None if mean is None else Rating(f"{mean:.4f}", None)
 
 
-def _expectation(logprobs: Sequence[float | None]) -> Rating | None:
+def expected_digit(logprobs: Sequence[float | None], digits: Sequence[str]) -> float | None:
+    """The mean of digits under the log-probabilities of each as the next token, renormalised; see expected_rating."""
     weights = [0.0 if logprob is None else math.exp(logprob) for logprob in logprobs]
     total = sum(weights)
     if not total > 0:
         return None
-    mean = sum(int(digit) * weight for digit, weight in zip(DIGITS, weights, strict=True)) / total
-    return Rating(f"{mean:.4f}", None)
+    return sum(int(digit) * weight for digit, weight in zip(digits, weights, strict=True)) / total
