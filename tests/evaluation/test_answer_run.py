@@ -165,6 +165,10 @@ def test_a_model_that_can_be_asked_nothing_is_the_users_error(tmp_path: Path, ca
         ("alpaca_eval.answering=null", "alpaca_eval.judging.outputs: got none, wanted files, or the block answering"),
         ("mt_bench={questions: q}", "mt_bench: has neither judgments nor judging nor answering"),
         ("mt_bench.question_ids=[1]", "mt_bench.limit: got 3 beside question_ids"),
+        (
+            "mt_bench.judging={prompts: p, judge: ours, mode: pair, reading: logprobs}",
+            "mt_bench.judging.reading: got logprobs, which is for a judge that is asked, mode single, 1 repetition",
+        ),
     ],
 )
 def test_a_mistake_in_the_recipe_is_named(tmp_path: Path, override: str, message: str) -> None:
