@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,17 @@ def main() -> None:
     parser.add_argument("--limits", required=True, help="questions of each task: 100,60")
     arguments = parser.parse_args()
     model = open_model(arguments)
-    result: dict[str, Any] = {"seconds": {}, "answers": {}}
+    result: dict[str, Any] = {"seconds": {}, "answers": {}, "accuracies": {}}
     for (task, file), limit in zip(FILES.items(), map(int, arguments.limits.split(",")), strict=True):
-        requests = read_requests(arguments.data / file, limit=limit)
+        lines = (arguments.data / file).read_text(encoding="utf-8").splitlines()[:limit]
+        rows = [json.loads(line) for line in lines]
+        requests = make_requests(rows)
         model.loglikelihood(requests if arguments.side == "ours" else requests[:WARM_UP], disable_tqdm=True)
         began = time.perf_counter()
         answers = model.loglikelihood(requests, disable_tqdm=True)
         result["seconds"][task] = round(time.perf_counter() - began, 3)
         result["answers"][task] = [log_prob for log_prob, _ in answers]
+        result["accuracies"][task] = accuracies(rows, result["answers"][task])
     libraries = ("jax", "lm_eval") if arguments.side == "ours" else ("torch", "transformers", "lm_eval")
     result["versions"] = {name: importlib.metadata.version(name) for name in libraries}
     print(json.dumps(result))
@@ -60,11 +64,22 @@ def open_model(arguments: argparse.Namespace) -> Any:
     return HFLM(arguments.model, dtype=arguments.dtype, batch_size=arguments.batch_size, device="cpu")
 
 
-def read_requests(path: Path, *, limit: int) -> list[Instance]:
-    """Every choice of the first questions, a space before it, as the harness's tasks ask."""
-    lines = path.read_text(encoding="utf-8").splitlines()[:limit]
-    pairs = [(row["query"], f" {choice}") for row in map(json.loads, lines) for choice in row["choices"]]
+def make_requests(rows: Sequence[Mapping[str, Any]]) -> list[Instance]:
+    """Every choice of every question, a space before it, as the harness's tasks ask."""
+    pairs = [(row["query"], f" {choice}") for row in rows for choice in row["choices"]]
     return [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
+
+
+def accuracies(rows: Sequence[Mapping[str, Any]], log_probs: Sequence[float]) -> dict[str, float]:
+    """acc and acc_norm: how often the right choice is the likeliest, as it is and by its characters."""
+    right, start = {"acc": 0, "acc_norm": 0}, 0
+    for row in rows:
+        own = log_probs[start : start + len(row["choices"])]
+        start += len(own)
+        normed = [log_prob / len(choice) for log_prob, choice in zip(own, row["choices"], strict=True)]
+        for name, values in (("acc", own), ("acc_norm", normed)):
+            right[name] += max(range(len(own)), key=values.__getitem__) == row["gold"]
+    return {name: count / len(rows) for name, count in right.items()}
 
 
 if __name__ == "__main__":

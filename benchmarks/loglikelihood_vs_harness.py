@@ -8,7 +8,7 @@ SmolLM2-135M on the first questions of ARC-Easy and HellaSwag, four choices each
 requests is handed to both in one call. Every turn is a process of its own (harness_turn.py). The peer pads batches of
 `--batch-size` requests, as its users choose it; ours packs rows with their contexts shared, of about 1 000 tokens a
 step, whatever that size. The peer runs as its users get it, and with `--with-tuned-malloc` a second time with what our
-side tells glibc for itself. The log-likelihoods of every choice must agree.
+side tells glibc for itself. The log-likelihoods of every choice must agree, and in float32 acc and acc_norm be equal.
 """
 
 from __future__ import annotations
@@ -91,7 +91,11 @@ def summarise(arguments: argparse.Namespace, turns: dict[str, list[Turn]]) -> di
             worst = side_by_side.check_close(
                 f"log-likelihoods of {task} by {name}", wanted, answers, tolerance=TOLERANCE[arguments.dtype]
             )
+            scores = results[0]["accuracies"][task]
+            if arguments.dtype == "float32" and scores != turns[OURS][0]["accuracies"][task]:
+                sys.exit(f"accuracies of {task} by {name}: {scores}, of ours: {turns[OURS][0]['accuracies'][task]}")
             found[name] = {
+                "accuracies": scores,
                 "seconds": seconds,
                 "requests_per_second": len(wanted) / seconds["median"],
                 "difference_nats": {
@@ -121,9 +125,11 @@ def table(report: dict[str, Any]) -> str:
             row += [f"{side['requests_per_second']:.1f}"]
             row += [f"{found['ours_over'][name]:.2f}" if name != OURS else ""]
             row += [f"{report['sides'][name]['peak_gigabytes']:.1f}"]
+            row += [" / ".join(f"{100 * value:.1f}" for value in side["accuracies"].values())]
             row += [f"{side['difference_nats']['most']:.1e}" if name != OURS else ""]
             rows.append(row)
     header = ["", "requests", "seconds: median (least to most)", "requests/s", "ours over it", "peak GB"]
+    header.append("acc / acc_norm, %")
     header.append("largest difference, nats")
     settings = report["settings"]
     return "\n".join(

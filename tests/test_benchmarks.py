@@ -138,13 +138,16 @@ def test_log_likelihoods_a_second_are_compared_task_by_task():
     """Ours 2 requests in 1 s, the peer's in 3: 3 times."""
     arguments = argparse.Namespace(dtype="float32", batch_size=8, turns=2)
     ours = {"seconds": {"arc_easy": 1.0}, "answers": {"arc_easy": [-3.0, -5.0]}, "versions": VERSIONS}
-    ours |= {"peak_gigabytes": 1.0}
+    ours |= {"peak_gigabytes": 1.0, "accuracies": {"arc_easy": {"acc": 1.0, "acc_norm": 0.0}}}
     peer = ours | {"seconds": {"arc_easy": 3.0}, "answers": {"arc_easy": [-3.0, -5.0005]}}
     turns = {"ours": [ours, ours], loglikelihood_vs_harness.PEER: [peer, peer]}
     report = loglikelihood_vs_harness.summarise(arguments, turns)
     assert report["tasks"]["arc_easy"]["ours_over"] == {"harness, hf": 3.0}
-    line = "| arc_easy, harness, hf | 2 | 3.0 (3.0 to 3.0) | 0.7 | 3.00 | 1.0 | 5.0e-04 |"
+    line = "| arc_easy, harness, hf | 2 | 3.0 (3.0 to 3.0) | 0.7 | 3.00 | 1.0 | 100.0 / 0.0 | 5.0e-04 |"
     assert line in loglikelihood_vs_harness.table(report)
+    peer["accuracies"] = {"arc_easy": {"acc": 1.0, "acc_norm": 1.0}}
+    with pytest.raises(SystemExit, match="accuracies of arc_easy by harness, hf"):
+        loglikelihood_vs_harness.summarise(arguments, turns)
     peer["answers"] = {"arc_easy": [-3.0, -5.002]}
     with pytest.raises(SystemExit, match="log-likelihoods of arc_easy by harness, hf"):
         loglikelihood_vs_harness.summarise(arguments, turns)

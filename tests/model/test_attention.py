@@ -52,6 +52,20 @@ def test_window_counts_the_current_token_and_positions_not_places():
     assert visible(PACKED, PACKED, window=2)[0].astype(int).tolist() == _table(wanted)
 
 
+def test_in_rows_of_two_levels_a_branch_sees_the_text_that_it_grows_from():
+    """Beginning b, context 1 (branch 256) with continuations x and y, context 2 (512) with z."""
+    forks = _coordinates([0, 1, 2, 2, 1, 2], [1] * 6, [0, 256, 257, 258, 512, 513])
+    wanted = """
+        1 0 0 0 0 0
+        1 1 0 0 0 0
+        1 1 1 0 0 0
+        1 1 0 1 0 0
+        1 0 0 0 1 0
+        1 0 0 0 1 1
+    """
+    assert visible(forks, forks, window=None)[0].astype(int).tolist() == _table(wanted)
+
+
 def _table(text: str) -> list[list[int]]:
     return [[int(cell) for cell in line.split()] for line in text.strip().splitlines()]
 

@@ -12,7 +12,7 @@ from zephyr_jax.model import attention as attention_module
 from zephyr_jax.model import pallas_attention
 from zephyr_jax.model.attention import attention
 from zephyr_jax.model.pallas_attention import Tile, Tiles, find_visits, tiles_for
-from zephyr_jax.model.visibility import Coordinates
+from zephyr_jax.model.visibility import MAX_BRANCHES, Coordinates
 
 # Every kernel with other blocks: an index that takes one for the other would be seen.
 SMALL = Tiles(Tile(32, 16, 4, 2), Tile(16, 32, 4, 2), Tile(16, 32, 4, 2))
@@ -49,6 +49,17 @@ def test_kernels_equal_dense_attention_in_values_and_gradients(window, small_til
         _values_and_gradients(heads, where, window=window, implementation=name) for name in ("xla", "pallas")
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6), dense, ours)
+
+
+def test_as_many_branches_as_there_may_be_are_told_apart(small_tiles):
+    """A context of 20 and 255 continuations of one token, beside a second text: their codes do not run together."""
+    positions = np.r_[0:20, np.full(MAX_BRANCHES, 20), 0:13]
+    segments, branches = np.repeat([1, 2], [20 + MAX_BRANCHES, 13]), np.zeros(288, np.int32)
+    branches[20 : 20 + MAX_BRANCHES] = np.arange(1, MAX_BRANCHES + 1)
+    where = Coordinates(*(np.tile(row.astype(np.int32), (2, 1)) for row in (positions, segments, branches)))
+    heads = random_heads(288, num_heads=2, num_kv_heads=1)
+    dense, ours = (_values_and_gradients(heads, where, window=None, implementation=name) for name in ("xla", "pallas"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), dense, ours)
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])

@@ -114,13 +114,11 @@ def test_chats_are_rendered_the_same(ours, theirs):
     assert ours.chat_template(True) == theirs.chat_template(True)
 
 
-@pytest.mark.parametrize(
-    ("num_arc", "num_hellaswag"), [(5, 3), pytest.param(100, 60, marks=pytest.mark.slow)], ids=["few", "many"]
-)
-def test_tasks_on_real_questions_score_the_same(num_arc, num_hellaswag, zephyr_data: pathlib.Path, theirs, ours):
+def test_tasks_on_real_questions_score_the_same(zephyr_data: pathlib.Path, theirs, ours):
+    """A few; benchmarks/loglikelihood_vs_harness.py holds the first 100 and 60 to the same."""
     tasks = [
-        harness_tasks.local_task("arc_easy", zephyr_data, limit=num_arc),
-        harness_tasks.local_task("hellaswag", zephyr_data, limit=num_hellaswag),
+        harness_tasks.local_task("arc_easy", zephyr_data, limit=5),
+        harness_tasks.local_task("hellaswag", zephyr_data, limit=3),
     ]
     whole = ZephyrLM(dataclasses.replace(ours.model, max_length=8192))
     theirs._max_length = 8192
@@ -130,4 +128,4 @@ def test_tasks_on_real_questions_score_the_same(num_arc, num_hellaswag, zephyr_d
         theirs._max_length = MAX_LENGTH
     scores, said = harness_tasks.evaluate(whole, tasks)
     _check(said, wanted)
-    assert len(said) == 4 * (num_arc + num_hellaswag) and scores == wanted_scores
+    assert len(said) == 4 * (5 + 3) and scores == wanted_scores
