@@ -55,7 +55,7 @@ def test_gradings_are_judged_again_from_what_was_shown(tmp_path: Path, capsys) -
         ["gpt-4"],
         "judge-model",
     )
-    assert "judge (prompts " in said and "beside gpt-4.jsonl: within one point on 100.0%" in said
+    assert "judge (by judge_prompts.jsonl) " in said and "beside gpt-4.jsonl: within one point on 100.0%" in said
     stored = [json.loads(line) for line in (tmp_path / "measured.judgments.jsonl").read_text().splitlines()]
     assert {row["judge"][0] for row in stored} == {"judge"} and len(stored) == 8
     assert judge_agreement.main(["--judge", str(tmp_path / "measured.judgments.jsonl"), "--reference", reference]) == 0
@@ -111,7 +111,7 @@ def test_annotations_are_judged_again_and_the_figure_stands_beside_the_scores(tm
         beside = ["--config", recipe, f"agreement=[{{measured: {out}}}]"]
         assert evaluate.main(beside) == 0
         printed = capsys.readouterr().out
-        assert "| 83.3 % of 6, WEAK |" in printed and "Agreement of judge with gpt-4: agrees on 83.3%" in printed
+        assert "| 83.3 % of 6, WEAK |" in printed and "Agreement of judge (ranking in both orders" in printed
         results = tmp_path / "runs/live/evaluation/results.json"
         (model,) = json.loads(results.read_text(encoding="utf-8"))["alpaca_eval"]["models"]
         assert model["judge_agreement"]["share"] == pytest.approx(5 / 6) and model["judge_agreement"]["weak"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from zephyr_jax.evaluation import alpaca_eval, pairwise
@@ -69,8 +70,8 @@ class Rejudging:
     def asked(self) -> str:
         """How the judge is asked, in words; what concerns annotations only where there is their prompt."""
         if self.prompt is None:
-            return f"prompts {self.prompts}"
-        return f"{self.reading}{' in both orders' if self.both_orders else ''}, prompt {self.prompt}"
+            return f"by {Path(self.prompts or '').name}"
+        return f"{self.reading}{' in both orders' if self.both_orders else ''}, by {Path(self.prompt).name}"
 
 
 async def rejudge(

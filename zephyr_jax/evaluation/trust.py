@@ -132,12 +132,14 @@ class Trust:
       judge: its name.
       found: its agreement with the reference; None: not measured, or it is a reference itself.
       reference: whom it was set beside.
+      asked: how the judge was asked then, which may not be how it was asked for the score.
       is_reference: others were set beside it.
     """
 
     judge: str
     found: Mapping[str, Any] | None
     reference: str = ""
+    asked: str | None = None
     is_reference: bool = False
 
     @property
@@ -172,7 +174,8 @@ class Trust:
             return ""
         if self.found is None:
             return f"Agreement of {self.judge} with a trusted judge: not measured."
-        return f"Agreement of {self.judge} with {self.reference}: {self.found['sentence']}."
+        asked = f" ({self.asked})" if self.asked else ""
+        return f"Agreement of {self.judge}{asked} with {self.reference}: {self.found['sentence']}."
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -180,7 +183,7 @@ class Trust:
             return {"status": "reference" if self.is_reference else "not measured"}
         _, share = self._figure
         found = {name: self.found[name] for name in ("kind", "weak")}
-        return {"status": "measured", "reference": self.reference, **found, **share}
+        return {"status": "measured", "reference": self.reference, "asked": self.asked, **found, **share}
 
 
 class Trusts:
@@ -204,7 +207,8 @@ class Trusts:
         about.sort(key=lambda entry: entry[1]["kind"] != kind)
         if about:
             result, found = about[0]
-            return Trust(name, found, ", ".join(result.reference_names) or Path(result.reference[0]).name)
+            reference = ", ".join(result.reference_names) or Path(result.reference[0]).name
+            return Trust(name, found, reference, result.asked)
         return Trust(name, None, is_reference=any(judge in result.reference_names for result in self._results))
 
     def _is(self, result: AgreementResult, judge: str | None) -> bool:

@@ -108,7 +108,7 @@ class Session:
         """
         found: dict[Any, Any] = {}
         total = sum(map(len, jobs.values()))
-        with tqdm(total=total, unit=" calls", desc=title, file=sys.stderr, smoothing=0.1) as bar:
+        with tqdm(total=total, unit=" items", desc=title, file=sys.stderr, smoothing=0.1) as bar:
 
             def done() -> None:
                 bar.set_postfix_str(self.respondents.progress_text(), refresh=False)
