@@ -91,6 +91,11 @@ def test_a_task_is_written_by_one_run_at_a_time(tmp_path: Path) -> None:
     held.close()
 
 
+def test_two_models_never_share_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a/b and a:b would both be kept in a-b"):
+        ask_tasks([MadeUp("a/b", "A"), MadeUp("a:b", "A")], [a_task(tmp_path, "mmlu", MMLU)], folder=tmp_path)
+
+
 def test_models_are_compared_on_the_same_items_and_noise_is_called_so(tmp_path: Path) -> None:
     """A always right on 8 of 32 (each letter is right so often) as B is; C is A under another name: no difference."""
     rows = [row | {"answer": 0 if number < 12 else 1} for number, row in enumerate(MMLU)]

@@ -10,9 +10,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from zephyr_jax.evaluation.academic.items import AcademicModel, ChoiceItem, Likelihood, Outcome, PromptItem
-from zephyr_jax.evaluation.academic.samples import SampleFile
+from zephyr_jax.evaluation.academic.samples import SampleFile, folder_name
 from zephyr_jax.evaluation.academic.tasks import Task
 from zephyr_jax.evaluation_recipe import EvaluationRecipe
+from zephyr_jax.records import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +56,16 @@ def ask_tasks(models: Sequence[AcademicModel], tasks: Sequence[Task], *, folder:
       folder: where the samples lie.
 
     Raises:
-      InputError: the folder cannot be written, or a model cannot take an item.
+      InputError: the folder cannot be written, two models would share one, or a model cannot take an item.
     """
+    by_folder: dict[str, str] = {}
+    for model in models:
+        other = by_folder.setdefault(folder_name(model.name), model.name)
+        if other != model.name:
+            raise InputError(
+                f"academic.model: {other} and {model.name} would both be kept in {folder_name(model.name)}; give one "
+                "of them a name in models"
+            )
     return [_ask(model, task, folder=folder) for model in models for task in tasks]
 
 

@@ -21,6 +21,11 @@ from zephyr_jax.evaluation.academic.tasks import METRICS, Task
 from zephyr_jax.records import InputError
 
 
+def folder_name(model: str) -> str:
+    """The folder of a model: its name with what a folder's name may have."""
+    return re.sub(r"[^\w.-]+", "-", model).strip("-.")
+
+
 class SampleFile:
     """The outcomes of one task by one model; open in one process at a time."""
 
@@ -37,7 +42,7 @@ class SampleFile:
           InputError: it cannot be written, or another process writes it.
         """
         self._task, self._model = task, model
-        self.path = folder / re.sub(r"[^\w.-]+", "-", model).strip("-.") / f"{task.options.label}.jsonl"
+        self.path = folder / folder_name(model) / f"{task.options.label}.jsonl"
         self._partial = self.path.with_suffix(".partial.jsonl")
         self._keys = [item_key(item, fingerprint) for item in task.items]
         try:
