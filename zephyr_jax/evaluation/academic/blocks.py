@@ -7,6 +7,9 @@ from zephyr_jax.evaluation.published import ACADEMIC
 from zephyr_jax.evaluation.statistics import Estimate
 from zephyr_jax.reporting.blocks import Block, Intervals, Note, Part, Row, Sentences, Table
 
+# A subject of fewer items says nothing: its score is in results.json alone.
+_ITEMS_TO_SHOW = 5
+
 
 def academic_block(results: AcademicResults, *, level: float) -> Block:
     """Everything.
@@ -21,7 +24,7 @@ def academic_block(results: AcademicResults, *, level: float) -> Block:
         Intervals("Academic tasks with intervals", "Academic tasks", "score, %", rows, None, caption),
         _table(results),
     ]
-    if any(score.groups for score in results.scores):
+    if any(found.num_items >= _ITEMS_TO_SHOW for score in results.scores for found in score.groups.values()):
         parts.append(_group_table(results))
     parts.append(Sentences(_sentences(results)))
     parts.append(Note("Prompts and scores are those of lm-evaluation-harness 0.4.13; a line an item is in samples."))
@@ -58,7 +61,7 @@ def _table(results: AcademicResults) -> Table:
             ])  # fmt: skip
     asked = {(score.task.options.task, score.task.options.num_shots) for score in results.scores}
     rows += [
-        [entry.model, entry.task, str(entry.shots), entry.metric, f"{entry.score:.2f}", *["-"] * 4, entry.source]
+        [entry.model, entry.task, str(entry.shots), entry.metric, f"{entry.score:.2f}", *["-"] * 3, "all", entry.source]
         for entry in ACADEMIC
         if (entry.task, entry.shots) in asked
     ]
@@ -93,6 +96,13 @@ def _sentences(results: AcademicResults) -> list[str]:
                 f"{score.num_unchecked} of {total} items of {task} have no score for {score.model} and are left out: "
                 "their instructions on the answer's language need langdetect (pip install 'zephyr-jax[ifeval]')."
             )
+    limited = [score.task.options for score in results.scores if score.task.options.limit is not None]
+    if limited:
+        first = dict.fromkeys(f"{options.limit} of {options.task}" for options in limited)
+        sentences.append(
+            f"Asked were the first rows of a file alone ({', '.join(first)}; of mmlu for each subject): the whole file "
+            "may score otherwise."
+        )
     if any(score.task.options.task == "ifeval" for score in results.scores):
         sentences.append(
             "Sentences are counted by rules of ours, where IFEval takes NLTK's trained model: they differ by more than "
