@@ -146,6 +146,25 @@ def test_an_address_where_nobody_answers_is_the_users_to_mend() -> None:
     assert tally.tries == 3
 
 
+def test_that_nobody_answers_is_said_after_three_refusals_however_many_ask() -> None:
+    """What is refused together is one refusal: 3 times the 8 in flight, not 3 times each of 40, ever slower."""
+    tally = Tally()
+
+    async def ask_until_one_fails() -> set[type[BaseException]]:
+        options = ModelOptions(model="m", base_url="http://127.0.0.1:9/v1", **QUICK)
+        endpoint = OpenAIEndpoint(options, name="teacher", tally=tally)
+        asked = [asyncio.create_task(endpoint.reply(_request(number))) for number in range(40)]
+        done, waiting = await asyncio.wait(asked, return_when=asyncio.FIRST_EXCEPTION)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await endpoint.close()
+        return {type(task.exception()) for task in done}
+
+    assert asyncio.run(ask_until_one_fails()) == {InputError}
+    assert tally.tries <= 24
+
+
 def test_requests_in_flight_stay_at_the_limit() -> None:
     with StubServer(latency=0.1) as server:
         replies, tally = _ask([_request(number) for number in range(80)], base_url=server.url)

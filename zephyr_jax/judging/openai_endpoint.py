@@ -42,7 +42,7 @@ _REFUSED_FOR_GOOD = {
 }
 _WORTH_RETRYING = (408, 409, 425, 429)
 _LIKELY_TOKENS = 20
-# A server that nobody ever reached is a wrong address: said after so many tries, not after all of them.
+# A server that refuses this often before anybody reached it is a wrong address: said then, not after all tries.
 _TRIES_TO_CONNECT = 3
 _LATE_SECONDS = 0.05
 _NO_CONNECTION = "no connection"
@@ -138,7 +138,7 @@ class OpenAIEndpoint:
                 await self._on_waste(request, last.kind)
             if last.is_final or number == self.options.max_tries:
                 break
-            if number == _TRIES_TO_CONNECT and not any(server.was_reached for server in self._servers):
+            if all(not one.was_reached and one.num_refusals >= _TRIES_TO_CONNECT for one in self._servers):
                 break
             await self.stop.sleep(wait)
         if not any(server.was_reached for server in self._servers):
@@ -158,6 +158,8 @@ class OpenAIEndpoint:
     def _let_rest(self, server: _Server, trouble: _Trouble, wait: float) -> None:
         """A whole server that asks for less, or that is not there, gets nothing for a while."""
         if trouble.kind == _NO_CONNECTION:
+            if server.rests_until > _now():  # one of several that were on their way together: it is one refusal
+                return
             server.num_refusals += 1
             backoff = self.options.retry_seconds * 2.0 ** min(server.num_refusals, 30)
             server.rests_until = _now() + min(LONGEST_REST_SECONDS, backoff)
