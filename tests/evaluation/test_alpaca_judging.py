@@ -89,6 +89,7 @@ def test_places_inside_the_outputs_are_left_alone() -> None:
         (f"  {ranks(2, 1).text}\n", 2),
         ("[{'model': 'model_2', 'rank': 1}]", None),
         ("[{'model': 'model_1', 'rank': 3}]", None),
+        ("[{'model': 'model_1', 'rank': 1+0j}]", None),
         ("model_1 is better", None),
         ("[" * 5000, None),
         ("", None),
@@ -101,6 +102,7 @@ def test_a_ranking_is_parsed_as_alpaca_eval_does(text: str, preference: float | 
 def test_a_preference_is_the_share_of_the_second_token() -> None:
     assert preference_of_logprobs([math.log(0.6), math.log(0.2)]) == pytest.approx(1.25)
     assert preference_of_logprobs([None, -3.0]) == 2 and preference_of_logprobs([-3.0, None]) == 1
+    assert preference_of_logprobs([-800.0, -800 - math.log(3)]) == pytest.approx(1.25)
     assert preference_of_logprobs([None, None]) is None and preference_of_logprobs([]) is None
 
 

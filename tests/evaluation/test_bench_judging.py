@@ -127,6 +127,9 @@ def test_a_missing_reference_or_prompt_is_named() -> None:
         _run(grading_jobs(_bench(unknown), "ours", {3: ["x"]}, Judge("[[1]]")))
     with pytest.raises(InputError, match=r"has no prompt 'pair-math-v1'"):
         _run(pair_jobs(_bench(unknown), ("a", "b"), ({3: ["x"]}, {3: ["y"]}), Judge("[[A]]")))
+    longer = Question(4, "writing", ("a", "b", "c"))
+    with pytest.raises(InputError, match=r"no place \{answer_3\}, so that it cannot show turn 3 of question 4"):
+        _run(grading_jobs(_bench(longer), "ours", {4: ["x", "y", "z"]}, Judge(*["[[1]]"] * 3)))
 
 
 def _judged(options: BenchJudgingOptions, questions: list[Question]) -> JudgedBench:

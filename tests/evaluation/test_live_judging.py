@@ -98,10 +98,13 @@ def test_outputs_are_ranked_and_weighed_over_http(tmp_path: Path) -> None:
             assert model["win_rate"] == pytest.approx(100 * wanted) and model["annotator"] == "judge"
         assert server.bodies[-1]["top_logprobs"] == 20 and server.bodies[-1]["max_tokens"] == 1
         assert all(body["temperature"] == 0 for body in server.bodies)
-    rows = json.loads(
-        (tmp_path / "runs/logprobs/evaluation/alpaca_eval/ours/judge/annotations.json").read_text(encoding="utf-8")
-    )
-    assert len(rows) == NUM_QUESTIONS and rows[0]["raw_completion"] is not None
+    file = tmp_path / "runs/logprobs/evaluation/alpaca_eval/ours/judge/annotations.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    (content,) = rows[0]["raw_completion"]["logprobs"]["content"]  # where alpaca_eval's parser looks
+    assert len(rows) == NUM_QUESTIONS and [entry["token"] for entry in content["top_logprobs"]] == ["m", "M"]
+    again = ["alpaca_eval.judging.judge=null", f"alpaca_eval.judging.replay=[{file}]", "name=again"]
+    assert evaluate.main(["--config", recipe, "alpaca_eval.judging.reading=logprobs", *again]) == 0
+    assert _results(tmp_path, "again")["alpaca_eval"] == _results(tmp_path, "logprobs")["alpaca_eval"]
 
 
 def test_a_server_without_log_probabilities_is_said_to_be_one(tmp_path: Path, capsys) -> None:

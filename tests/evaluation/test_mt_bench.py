@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.fastchat_rows import a_grading, a_pair, a_question, write
-from zephyr_jax.evaluation.fastchat_files import read_answers, read_judgments, read_questions, write_rows
+from zephyr_jax.evaluation.fastchat_files import (
+    check_file_names,
+    file_name,
+    read_answers,
+    read_judgments,
+    read_questions,
+    write_rows,
+)
 from zephyr_jax.evaluation.mt_bench import CATEGORIES, bench_score, by_model, parse_rating, scores_by_answer
 from zephyr_jax.evaluation.statistics import Sampling
 from zephyr_jax.records import InputError
@@ -31,6 +38,7 @@ RUN = Path("mt_bench") / "example_run"
         ("Rating: [[7/10]]", -1),
         ("Rating: [[-3]]", -1),
         ("Rating: 7", -1),
+        (f"Rating: [[{'9' * 5000}]]", -1),  # Python reads no whole number of so many digits
         ("", -1),
     ],
 )
@@ -84,6 +92,7 @@ def test_models_and_judges_are_told_apart(tmp_path: Path) -> None:
         (a_grading(1, 8, judge="gpt-4"), "'judge' is 'gpt-4'"),
         (a_grading(1, 8, judge=["gpt-4"]), r"wanted \[name, prompt\]"),
         (a_grading(1, 8) | {"score": None}, "'score' is None"),
+        (a_grading(1, 8) | {"score": float("nan")}, "'score' is nan; wanted a number, -1 where"),
         (a_pair(1, "A", "tie"), "'g1_winner' is 'A'; wanted one of model_1, model_2, tie, error"),
     ],
 )
@@ -99,6 +108,8 @@ def test_questions_are_read_with_their_categories(tmp_path: Path) -> None:
     assert second.reference == ("4",)
     with pytest.raises(InputError, match="question 81 is there twice"):
         read_questions(write(tmp_path / "twice.jsonl", [a_question(81, "math")] * 2))
+    with pytest.raises(InputError, match="'turns' is empty"):
+        read_questions(write(tmp_path / "none.jsonl", [a_question(81, "math") | {"turns": []}]))
 
 
 def test_the_last_answer_to_a_question_counts(tmp_path: Path) -> None:
@@ -108,6 +119,25 @@ def test_the_last_answer_to_a_question_counts(tmp_path: Path) -> None:
     assert answer.choices == (("c", "d"),)
     with pytest.raises(InputError, match="turns are no list of texts"):
         read_answers([write(tmp_path / "b.jsonl", [row | {"choices": [{"index": 0}]}])])
+
+
+def test_rows_that_others_wrote_are_read_and_written(tmp_path: Path) -> None:
+    """Without a time or with a date; with half a character, as models cut at a token leave it."""
+    choices = [{"index": 0, "turns": ["half \ud83d", "b"]}]
+    for tstamp in (None, "2023-11-01"):
+        row = {"question_id": 1, "model_id": "ours", "choices": choices, "tstamp": tstamp}
+        (answer,) = read_answers([write(tmp_path / "a.jsonl", [row])])
+        write_rows(tmp_path / "again.jsonl", [answer])
+        assert read_answers([str(tmp_path / "again.jsonl")]) == [answer] and answer.choices[0][0] == "half \ufffd"
+        (grading,), _ = read_judgments([write(tmp_path / "j.jsonl", [a_grading(1, 8, tstamp=tstamp)])])
+        assert grading.score == 8
+
+
+def test_two_models_never_share_a_file() -> None:
+    assert file_name("Zephyr 7B: β") == "Zephyr 7B: β"  # FastChat's viewers know a model by its file
+    assert file_name("org/model") == "org-model" and file_name("..") == "-"
+    with pytest.raises(InputError, match="'org/model' and 'org-model' would be written to the same file 'org-model'"):
+        check_file_names(["a", "org/model", "org-model"], "mt_bench.judging.answers")
 
 
 def test_real_files_come_out_as_they_went_in(zephyr_data: Path, tmp_path: Path) -> None:

@@ -166,14 +166,16 @@ def parse_ranking(text: str) -> float | None:
         rank = next(entry["rank"] for entry in ast.literal_eval(text.strip()) if entry["model"] == "model_1")
     except (ValueError, SyntaxError, TypeError, KeyError, StopIteration, RecursionError, MemoryError):
         return None
-    return float(rank) if rank in (1, 2) else None
+    return float(rank) if isinstance(rank, (int, float)) and rank in (1, 2) else None
 
 
 def preference_of_logprobs(logprobs: Sequence[float | None]) -> float | None:
     """2 - p(m) / (p(m) + p(M)), a token that was not listed counting as p = 0; None where neither was."""
-    weights = [0.0 if logprob is None else math.exp(logprob) for logprob in logprobs]
-    total = sum(weights)
-    return 2 - weights[0] / total if total > 0 else None
+    known = [logprob for logprob in logprobs if logprob is not None and logprob > -math.inf]
+    if not known:
+        return None
+    weights = [0.0 if logprob is None else math.exp(logprob - max(known)) for logprob in logprobs]
+    return 2 - weights[0] / sum(weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,4 +271,10 @@ def _row_of_both(
 
 
 def _completion(reply: Reply) -> Any:
-    return reply.text or list(reply.choice_logprobs)
+    """What was said: a text, or the log-probs in the layout of a choice of OpenAI's, which alpaca_eval reads."""
+    if not reply.choice_logprobs:
+        return reply.text
+    listed = zip(CHOICES, reply.choice_logprobs, strict=True)
+    likely = [{"token": token, "logprob": logprob} for token, logprob in listed if logprob is not None]
+    first = max(likely, key=lambda entry: entry["logprob"], default={"token": reply.text, "logprob": None})
+    return {"text": first["token"], "logprobs": {"content": [first | {"top_logprobs": likely}]}}

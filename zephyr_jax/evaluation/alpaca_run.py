@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from zephyr_jax.evaluation.alpaca_judging import (
     read_outputs,
     read_prompt,
 )
+from zephyr_jax.evaluation.fastchat_files import check_file_names, file_name
 from zephyr_jax.evaluation.judges import Judge, LiveJudge, StoredJudge
 from zephyr_jax.evaluation.rule_judging import annotate_by_rules, read_rules
 from zephyr_jax.evaluation.stored_rows import field, read_rows
@@ -53,7 +53,7 @@ class JudgedOutputs:
         """Writes MODEL/ANNOTATOR/annotations.json, as alpaca_eval's folder of results has it."""
         places: dict[Path, list[Mapping[str, Any]]] = {}
         for row in self.rows:
-            names = [re.sub(r"[^\w.-]+", "-", str(row[key])) for key in ("generator_2", "annotator")]
+            names = [file_name(str(row[key])) for key in ("generator_2", "annotator")]
             places.setdefault(folder.joinpath(*names), []).append(row)
         for place, rows in places.items():
             place.mkdir(parents=True, exist_ok=True)
@@ -79,6 +79,7 @@ async def judge_outputs(
             f"alpaca_eval.judging.outputs: got outputs of {', '.join(names)}, the answering models' included; wanted "
             "each name once"
         )
+    check_file_names(names, "alpaca_eval.judging.outputs")
     pairs = [pair for some in outputs for pair in pair_outputs(baseline, some)]
     results = await _judge(pairs, options, session, seed=seed)
     rows = tuple(row for row in results if row is not None)
@@ -118,7 +119,8 @@ async def _judge(
         prompt,
         options.reading,
         options.temperature,
-        options.max_tries,
+        # What is stored of a judge has the tries that were made; the next text is that of another judgment.
+        1 if options.replay else options.max_tries,
         seed,
         both_orders=options.both_orders,
     )
@@ -134,7 +136,7 @@ def _replayed(files: Sequence[str], prompt: tuple[Message, ...]) -> tuple[str, R
             texts = [field(row, key, str, location, wanted=_WANTED) for key in ("instruction", "output_1", "output_2")]
             names[field(row, "annotator", str, location, wanted=_WANTED)] = None
             pair = OutputPair(0, Output(texts[0], texts[1], "", None), Output(texts[0], texts[2], "", None))
-            raw = field(row, "raw_completion", (str, dict, list, type(None)), location, wanted=_WANTED)
+            raw = field(row, "raw_completion", (str, dict, type(None)), location, wanted=_WANTED)
             turned = is_turned(pair.baseline.instruction)
             for completion, order in ((raw, turned), (row.get("raw_completion_other_order"), not turned)):
                 if completion is not None:
@@ -149,11 +151,9 @@ def _replayed(files: Sequence[str], prompt: tuple[Message, ...]) -> tuple[str, R
 
 
 def _reply(raw: Any, location: str) -> Reply:
-    """A stored completion: a text, an OpenAI choice with its likeliest first tokens, or our own list of log-probs."""
+    """A stored completion: a text, or an OpenAI choice with its likeliest first tokens."""
     if isinstance(raw, str):
         return Reply(raw, "stop", 0, 0)
-    if isinstance(raw, list):
-        return Reply("", "stop", 0, 0, tuple(raw))
     try:
         likely = {entry["token"]: entry["logprob"] for entry in raw["logprobs"]["content"][0]["top_logprobs"]}
     except (KeyError, IndexError, TypeError) as error:

@@ -14,7 +14,7 @@ from zephyr_jax.evaluation.alpaca_answering import Answering, read_instructions,
 from zephyr_jax.evaluation.alpaca_judging import Output
 from zephyr_jax.evaluation.answering import AnswerCounts
 from zephyr_jax.evaluation.bench_answering import Sitting
-from zephyr_jax.evaluation.fastchat_files import ModelAnswer, Question, file_name, write_rows
+from zephyr_jax.evaluation.fastchat_files import ModelAnswer, Question, check_file_names, file_name, write_rows
 from zephyr_jax.evaluation.judges import Ask
 from zephyr_jax.evaluation_recipe import AlpacaAnsweringOptions, BenchAnsweringOptions
 from zephyr_jax.judging.calls import Caller
@@ -107,6 +107,7 @@ async def _answered(
     block: str, names: Sequence[str], jobs_of: JobsOf, session: Session
 ) -> tuple[dict[str, dict[Any, str]], list[AnswerCounts]]:
     """Model -> key -> text, and each model's counts."""
+    check_file_names(names, f"{block}.answering.models")
     all_counts = {name: AnswerCounts(name) for name in names}
     texts: dict[str, dict[Any, str]] = {name: {} for name in names}
     served = [name for name in names if session.respondents.models[name].base_url is not None]

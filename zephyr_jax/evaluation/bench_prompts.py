@@ -70,7 +70,8 @@ def judge_messages(
       turn: 1, or 2 with both turns shown.
 
     Raises:
-      InputError: the prompt has a place that is not known, or needs a reference that there is not.
+      InputError: the prompt has a place that is not known or lacks one for the answer, or needs a reference that there
+        is not.
     """
     letters = [""] if len(answers) == 1 else ["_a", "_b"]
     places = {f"ref_answer_{number}": text for number, text in enumerate(reference or (), start=1)}
@@ -82,6 +83,12 @@ def judge_messages(
             places[f"question_{number}"] = question.turns[number - 1]
             for letter, answer in zip(letters, answers, strict=True):
                 places[f"answer{letter}_{number}"] = answer[number - 1]
+    last = f"answer{letters[-1]}" if turn == 1 else f"answer{letters[-1]}_{turn}"
+    if f"{{{last}}}" not in prompt.prompt_template:
+        raise InputError(
+            f"{prompt.location}: prompt {prompt.name} has no place {{{last}}}, so that it cannot show turn {turn} of "
+            f"question {question.question_id} (MT-Bench's show two turns); wanted one with it, or another question"
+        )
     try:
         text = prompt.prompt_template.format(**places)
     except (KeyError, IndexError, ValueError, AttributeError) as error:

@@ -14,6 +14,7 @@ from zephyr_jax.evaluation.fastchat_files import (
     ModelAnswer,
     PairJudgment,
     Question,
+    check_file_names,
     file_name,
     read_answers,
     read_judgments,
@@ -81,6 +82,7 @@ async def judge_bench(
             )
     answers += answered
     models = list(dict.fromkeys(answer.model for answer in answers))
+    check_file_names(models, "mt_bench.judging.answers")
     if options.mode == "pair" and len(models) < 2:
         raise InputError(
             f"mt_bench.judging.answers: has answers of {', '.join(models)} alone; mode pair wants two models"
@@ -149,7 +151,8 @@ async def _judged(
         reading=options.reading,
         temperature=options.temperature,
         max_tokens=options.max_tokens,
-        max_tries=options.max_tries,
+        # What is stored of a judge has the tries that were made; the next text is that of another judgment.
+        max_tries=1 if options.replay else options.max_tries,
         seed=seed,
     )
     gradings: list[Grading | None] = []

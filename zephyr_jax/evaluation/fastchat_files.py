@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -169,11 +170,18 @@ def read_questions(source: str) -> list[Question]:
         questions[question_id] = Question(
             question_id,
             field(row, "category", str, location, wanted=_QUESTION),
-            _texts(field(row, "turns", list, location, wanted=_QUESTION), location, _QUESTION),
+            _turns(row, location),
             _texts(row.get("reference") or [], location, _QUESTION),
             _temperature(row, location),
         )
     return list(questions.values())
+
+
+def _turns(row: Mapping[str, Any], location: str) -> tuple[str, ...]:
+    turns = _texts(field(row, "turns", list, location, wanted=_QUESTION), location, _QUESTION)
+    if not turns:
+        raise InputError(f"{location}: 'turns' is empty; wanted {_QUESTION}")
+    return turns
 
 
 def _temperature(row: Mapping[str, Any], location: str) -> float | None:
@@ -202,10 +210,16 @@ def read_answers(sources: Iterable[str]) -> list[ModelAnswer]:
                 str(row.get("answer_id", "")),
                 field(row, "model_id", str, location, wanted=_ANSWER),
                 tuple(_texts(choice.get("turns"), location, _ANSWER) for choice in choices),
-                float(row.get("tstamp", 0)),
+                _time(row),
             )
             answers[answer.model, answer.question_id] = answer
     return list(answers.values())
+
+
+def _time(row: Mapping[str, Any]) -> float:
+    """When the row was written; nothing hangs on it, so that any other kind of it is none."""
+    value = row.get("tstamp")
+    return float(value) if isinstance(value, (int, float)) else NO_TIME
 
 
 def _texts(value: Any, location: str, wanted: str) -> tuple[str, ...]:
@@ -250,10 +264,17 @@ def _grading(row: Mapping[str, Any], location: str) -> Grading:
         template=template,
         user_prompt=str(row.get("user_prompt", "")),
         judgment=field(row, "judgment", str, location, wanted=_GRADING),
-        score=field(row, "score", (int, float), location, wanted=_GRADING),
+        score=_score(row, location),
         turn=field(row, "turn", int, location, wanted=_GRADING),
-        tstamp=float(row.get("tstamp", 0)),
+        tstamp=_time(row),
     )
+
+
+def _score(row: Mapping[str, Any], location: str) -> float:
+    score: float = field(row, "score", (int, float), location, wanted=_GRADING)
+    if not math.isfinite(score):
+        raise InputError(f"{location}: 'score' is {score}; wanted a number, {UNPARSED} where no rating was found")
+    return score
 
 
 def _pair(row: Mapping[str, Any], location: str) -> PairJudgment:
@@ -275,7 +296,7 @@ def _pair(row: Mapping[str, Any], location: str) -> PairJudgment:
         user_prompts=texts("user_prompt"),
         judgments=texts("judgment"),
         turn=field(row, "turn", int, location, wanted=_PAIR),
-        tstamp=float(row.get("tstamp", 0)),
+        tstamp=_time(row),
     )
 
 
@@ -288,8 +309,25 @@ def _judge(row: Mapping[str, Any], location: str, wanted: str) -> tuple[str, str
 
 
 def file_name(name: str) -> str:
-    """A model's or judge's name as that of a file."""
-    return re.sub(r"[^\w.-]+", "-", name)
+    """A model's or judge's name as that of a file: the name itself if it can be, since FastChat's viewers go by it."""
+    return re.sub(r"[/\\\x00-\x1f]+|^\.+$", "-", name)
+
+
+def check_file_names(names: Iterable[str], key: str) -> None:
+    """Raises InputError where two names would be written to one file.
+
+    Args:
+      names: of models.
+      key: of the recipe, which named them.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(file_name(name), name)
+        if other != name:
+            raise InputError(
+                f"{key}: the models {other!r} and {name!r} would be written to the same file {file_name(name)!r}; "
+                "wanted names that differ in more than slashes"
+            )
 
 
 class _Row(Protocol):

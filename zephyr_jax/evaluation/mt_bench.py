@@ -20,13 +20,14 @@ from zephyr_jax.evaluation.statistics import Estimate, Sampling, estimate_mean
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 
 _RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]", re.ASCII)
+_MAX_RATING_CHARACTERS = 15  # a judge that repeats a digit without end has rated nothing
 _RATING_FALL_BACK = re.compile(r"\[(\d+\.?\d*)\]", re.ASCII)
 
 
 def parse_rating(judgment: str) -> float:
     """The rating in a judge's text: the first `[[x]]`, else the first `[x]`, else UNPARSED (-1)."""
     found = _RATING.search(judgment) or _RATING_FALL_BACK.search(judgment)
-    if found is None:
+    if found is None or len(found[1]) > _MAX_RATING_CHARACTERS:
         return UNPARSED
     return float(found[1]) if "." in found[1] else int(found[1])
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from zephyr_jax.data.sources import iterate_rows
+from zephyr_jax.judging.protocol import whole_characters
 from zephyr_jax.records import BadRow, InputError
 
 
 def read_rows(source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """All rows of a source: (`file:line`, row).
+    """All rows of a source: (`file:line`, row); texts are whole characters, so that they can be written again.
 
     Raises:
       InputError: it cannot be opened, or a row of it cannot be read.
@@ -19,7 +20,15 @@ def read_rows(source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for location, row in iterate_rows(source):
         if isinstance(row, BadRow):
             raise InputError(f"{location}: {row.reason}; wanted a JSON object in every row")
-        yield location, row
+        yield location, {key: _whole(value) for key, value in row.items()}
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, str):
+        return whole_characters(value)
+    if isinstance(value, list):
+        return [_whole(entry) for entry in value]
+    return {key: _whole(entry) for key, entry in value.items()} if isinstance(value, dict) else value
 
 
 def field(row: Mapping[str, Any], key: str, kind: type | tuple[type, ...], location: str, *, wanted: str) -> Any:
