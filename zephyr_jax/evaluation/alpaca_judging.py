@@ -275,6 +275,8 @@ def _completion(reply: Reply) -> Any:
     if not reply.choice_logprobs:
         return reply.text
     listed = zip(CHOICES, reply.choice_logprobs, strict=True)
-    likely = [{"token": token, "logprob": logprob} for token, logprob in listed if logprob is not None]
-    first = max(likely, key=lambda entry: entry["logprob"], default={"token": reply.text, "logprob": None})
-    return {"text": first["token"], "logprobs": {"content": [first | {"top_logprobs": likely}]}}
+    likely = {token: logprob for token, logprob in listed if logprob is not None}
+    first = max(likely, key=lambda token: likely[token], default=reply.text)
+    tokens = [{"token": token, "logprob": logprob} for token, logprob in likely.items()]
+    said = {"token": first, "logprob": likely.get(first), "top_logprobs": tokens}
+    return {"text": first, "logprobs": {"content": [said]}}
