@@ -22,8 +22,9 @@ from zephyr_jax.evaluation.alpaca_judging import (
 )
 from zephyr_jax.evaluation.fastchat_files import check_file_names, file_name
 from zephyr_jax.evaluation.judges import Judge, LiveJudge, StoredJudge
-from zephyr_jax.evaluation.rule_judging import annotate_by_rules, read_rules
-from zephyr_jax.evaluation.stored_rows import field, read_rows
+from zephyr_jax.evaluation.rule_judging import NAME as RULES
+from zephyr_jax.evaluation.rule_judging import Rules, annotate_by_rules, read_rules
+from zephyr_jax.evaluation.stored_rows import field, read_rows, under
 from zephyr_jax.evaluation_recipe import AlpacaJudgingOptions
 from zephyr_jax.judging.protocol import Reply
 from zephyr_jax.judging.replay import ReplayJudge
@@ -71,16 +72,7 @@ async def judge_outputs(
       InputError: a file cannot be used, the model cannot be opened, or nothing is stored of any of them.
       Unfinished: the model has answered nothing, or the budget is spent.
     """
-    baseline = read_outputs(options.baseline)
-    outputs = [*(read_outputs(source) for source in options.outputs or ()), *answered]
-    names = [some[0].generator for some in outputs]
-    if len(set(names)) < len(names):
-        raise InputError(
-            f"alpaca_eval.judging.outputs: got outputs of {', '.join(names)}, the answering models' included; wanted "
-            "each name once"
-        )
-    check_file_names(names, "alpaca_eval.judging.outputs")
-    pairs = [pair for some in outputs for pair in pair_outputs(baseline, some)]
+    pairs = _pairs(options, answered)
     results = await _judge(pairs, options, session, seed=seed)
     rows = tuple(row for row in results if row is not None)
     if rows:
@@ -100,12 +92,53 @@ async def judge_outputs(
     )
 
 
+def check_outputs(
+    options: AlpacaJudgingOptions, answered: Sequence[Sequence[Output]] = ()
+) -> tuple[str, list[OutputPair]]:
+    """Reads what `judge_outputs` will read: the judge's name, and what it will judge.
+
+    Raises:
+      InputError: a file cannot be used, or the baseline has no output to an instruction.
+    """
+    pairs = _pairs(options, answered)
+    if options.rules is not None:
+        _rules(options.rules)
+        return RULES, pairs
+    assert options.prompt is not None
+    prompt = read_prompt(options.prompt)
+    if options.replay is not None:
+        with under("alpaca_eval.judging.replay"):
+            return _replayed(options.replay, prompt)[0], pairs
+    assert options.judge is not None
+    return options.judge, pairs
+
+
+def _rules(source: str) -> Rules:
+    with under("alpaca_eval.judging.rules"):
+        return read_rules(source)
+
+
+def _pairs(options: AlpacaJudgingOptions, answered: Sequence[Sequence[Output]]) -> list[OutputPair]:
+    with under("alpaca_eval.judging.baseline"):
+        baseline = read_outputs(options.baseline)
+    with under("alpaca_eval.judging.outputs"):
+        outputs = [*(read_outputs(source) for source in options.outputs or ()), *answered]
+    names = [some[0].generator for some in outputs]
+    if len(set(names)) < len(names):
+        raise InputError(
+            f"alpaca_eval.judging.outputs: got outputs of {', '.join(names)}, the answering models' included; wanted "
+            "each name once"
+        )
+    check_file_names(names, "alpaca_eval.judging.outputs")
+    return [pair for some in outputs for pair in pair_outputs(baseline, some)]
+
+
 async def _judge(
     pairs: Sequence[OutputPair], options: AlpacaJudgingOptions, session: Session, *, seed: int
 ) -> list[dict[str, Any] | None]:
     """A row a pair; None where the judge said nothing of it."""
     if options.rules is not None:
-        return annotate_by_rules(read_rules(options.rules), pairs)
+        return annotate_by_rules(_rules(options.rules), pairs)
     assert options.prompt is not None and options.reading is not None
     prompt = read_prompt(options.prompt)
     judge: Judge

@@ -53,7 +53,9 @@ async def _ask_models(recipe: EvaluationRecipe) -> Asked:
         budget=recipe.budget,
         log=folder_of(recipe) / "sessions.jsonl",
     ) as session:
-        session.open_if_limited(recipe.asked_models())
+        # All at once: a model that is not there, or a key that is not set, is said before another one has answered.
+        for name in [name for name in recipe.models if name in recipe.asked_models()]:
+            session.caller(name)
         folder, asked = folder_of(recipe), Asked()
         if recipe.alpaca_eval:
             asked = await _ask_alpaca_eval(recipe.alpaca_eval, asked, session, seed=recipe.seed, folder=folder)

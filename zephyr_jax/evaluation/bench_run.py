@@ -23,6 +23,7 @@ from zephyr_jax.evaluation.fastchat_files import (
 from zephyr_jax.evaluation.judges import Judge, LiveJudge, StoredJudge
 from zephyr_jax.evaluation.rule_judging import NAME as RULES
 from zephyr_jax.evaluation.rule_judging import Rules, compare_by_rules, grade_by_rules, read_rules
+from zephyr_jax.evaluation.stored_rows import under
 from zephyr_jax.evaluation_recipe import BenchJudgingOptions
 from zephyr_jax.judging.protocol import Reply
 from zephyr_jax.judging.replay import ReplayJudge
@@ -73,23 +74,9 @@ async def judge_bench(
       InputError: a file cannot be used, an answer is missing, the model cannot be opened, or nothing is stored of any.
       Unfinished: the model has answered nothing, or the budget is spent.
     """
-    answers = read_answers(options.answers or ())
-    for name in dict.fromkeys(answer.model for answer in answered):
-        if any(answer.model == name for answer in answers):
-            raise InputError(
-                f"mt_bench.judging.answers: has answers of {name}, which is also a model that answers; wanted another "
-                "name of the one in models"
-            )
-    answers += answered
-    models = list(dict.fromkeys(answer.model for answer in answers))
-    check_file_names(models, "mt_bench.judging.answers")
-    if options.mode == "pair" and len(models) < 2:
-        raise InputError(
-            f"mt_bench.judging.answers: has answers of {', '.join(models)} alone; mode pair wants two models"
-        )
-    turns = {model: answers_by_question(answers, questions, model=model) for model in models}
+    answers, turns = _all_answers(options, questions, answered)
     if options.rules is not None:
-        judged = _judged_by_rules(read_rules(options.rules), options, questions, answers, turns)
+        judged = _judged_by_rules(_rules(options.rules), options, questions, answers, turns)
     else:
         judged = await _judged(options, questions, session, answers, turns, seed=seed)
     if judged.gradings or judged.pairs:
@@ -107,6 +94,74 @@ async def judge_bench(
         f"mt_bench.judging.replay {', '.join(options.replay or ())}: nothing is stored to any of the "
         f"{judged.num_unanswered} questions that {judged.judge} was asked; wanted judgments of these answers, made "
         f"with these prompts in mode {options.mode}"
+    )
+
+
+def check_bench(
+    options: BenchJudgingOptions, questions: Sequence[Question], answered: Sequence[ModelAnswer] = ()
+) -> None:
+    """Reads what `judge_bench` will read, and fills in every prompt with empty answers.
+
+    Raises:
+      InputError: a file cannot be used, or an answer, a prompt or a reference is missing.
+    """
+    _all_answers(options, questions, answered)
+    if options.rules is not None:
+        _rules(options.rules)
+        return
+    if options.replay is not None:
+        _replayed(options.replay)
+    bench = _bench(options, questions, judge="", seed=0)
+    for question in questions:
+        shown = [[""] * len(question.turns)] * (1 if options.mode == "single" else 2)
+        for turn in range(1, len(question.turns) + 1):
+            bench.messages(options.mode, question, shown, turn)
+
+
+def _rules(source: str) -> Rules:
+    with under("mt_bench.judging.rules"):
+        return read_rules(source)
+
+
+def _all_answers(
+    options: BenchJudgingOptions, questions: Sequence[Question], answered: Sequence[ModelAnswer]
+) -> tuple[list[ModelAnswer], dict[str, dict[int, Sequence[str]]]]:
+    """All answers, and model -> question -> turns."""
+    with under("mt_bench.judging.answers"):
+        answers = read_answers(options.answers or ())
+    for name in dict.fromkeys(answer.model for answer in answered):
+        if any(answer.model == name for answer in answers):
+            raise InputError(
+                f"mt_bench.judging.answers: has answers of {name}, which is also a model that answers; wanted another "
+                "name of the one in models"
+            )
+    answers += answered
+    models = list(dict.fromkeys(answer.model for answer in answers))
+    check_file_names(models, "mt_bench.judging.answers")
+    if options.mode == "pair" and len(models) < 2:
+        raise InputError(
+            f"mt_bench.judging.answers: has answers of {', '.join(models)} alone; mode pair wants two models"
+        )
+    return answers, {model: answers_by_question(answers, questions, model=model) for model in models}
+
+
+def _bench(options: BenchJudgingOptions, questions: Sequence[Question], *, judge: str, seed: int) -> Bench:
+    assert options.prompts is not None
+    with under("mt_bench.judging.prompts"):
+        prompts = read_judge_prompts(options.prompts)
+    with under("mt_bench.judging.references"):
+        references = read_answers([options.references]) if options.references else []
+    return Bench(
+        prompts=prompts,
+        references={answer.question_id: answer.choices[0] for answer in references},
+        questions=questions,
+        judge=judge,
+        reading=options.reading,
+        temperature=options.temperature,
+        max_tokens=options.max_tokens,
+        # What is stored of a judge has the tries that were made; the next text is that of another judgment.
+        max_tries=1 if options.replay else options.max_tries,
+        seed=seed,
     )
 
 
@@ -141,20 +196,7 @@ async def _judged(
     else:
         assert options.judge is not None
         judge = LiveJudge(session, options.judge, system_as=options.system_as)
-    references = read_answers([options.references]) if options.references else []
-    assert options.prompts is not None
-    bench = Bench(
-        prompts=read_judge_prompts(options.prompts),
-        references={answer.question_id: answer.choices[0] for answer in references},
-        questions=questions,
-        judge=judge.name,
-        reading=options.reading,
-        temperature=options.temperature,
-        max_tokens=options.max_tokens,
-        # What is stored of a judge has the tries that were made; the next text is that of another judgment.
-        max_tries=1 if options.replay else options.max_tries,
-        seed=seed,
-    )
+    bench = _bench(options, questions, judge=judge.name, seed=seed)
     gradings: list[Grading | None] = []
     pairs: list[PairJudgment | None] = []
     if options.mode == "single":
@@ -183,7 +225,8 @@ async def _judged(
 
 
 def _replayed(files: Sequence[str]) -> tuple[str, ReplayJudge]:
-    gradings, pairs = read_judgments(files)
+    with under("mt_bench.judging.replay"):
+        gradings, pairs = read_judgments(files)
     judges = list(dict.fromkeys([*(row.judge for row in gradings), *(row.judge for row in pairs)]))
     if len(judges) > 1:
         raise InputError(f"mt_bench.judging.replay: has judgments by {', '.join(judges)}; wanted those of one judge")

@@ -227,7 +227,7 @@ def _features(annotations: Sequence[Annotation], data: LengthData, *, with_diffi
 
 def _fit(features_XM: np.ndarray, target_X: np.ndarray, weight_X: np.ndarray, strength: float) -> np.ndarray:
     """[M] coefficients. A target p is fitted as a 1 with weight p and a 0 with weight 1 - p."""
-    model = _logistic_regression()(
+    model = require_scikit_learn()(
         C=strength, l1_ratio=1, solver="liblinear", fit_intercept=False, random_state=_SEED, tol=1e-4, max_iter=100
     )
     labels = np.repeat([1, 0], len(target_X))
@@ -260,7 +260,8 @@ def _logistic(values: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0, -values))
 
 
-def _logistic_regression() -> Any:
+def require_scikit_learn() -> Any:
+    """Its logistic regression. Raises InputError where it is not installed."""
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:

@@ -14,11 +14,12 @@ from zephyr_jax.evaluation.alpaca_run import JudgedOutputs
 from zephyr_jax.evaluation.answering import AnswerCounts
 from zephyr_jax.evaluation.asked import Asked, ask_models, folder_of
 from zephyr_jax.evaluation.bench_run import JudgedBench
+from zephyr_jax.evaluation.checks import check_files
 from zephyr_jax.evaluation.fastchat_files import read_judgments, read_questions
 from zephyr_jax.evaluation.harness import HarnessResults, find_tasks, run_harness
 from zephyr_jax.evaluation.length_control import LengthControlled, length_controlled_win_rate, read_length_data
 from zephyr_jax.evaluation.statistics import Comparison, Sampling, compare, with_holm
-from zephyr_jax.evaluation.trust import AgreementResult, Trusts, agreement_result, read_measured
+from zephyr_jax.evaluation.trust import AgreementResult, Trusts, agreement_result
 from zephyr_jax.evaluation_recipe import AlpacaEvalOptions, EvaluationRecipe, MtBenchOptions
 from zephyr_jax.records import InputError
 
@@ -114,10 +115,8 @@ def evaluate(recipe: EvaluationRecipe) -> Results:
       Unfinished, KeyboardInterrupt: as in `ask_models`.
     """
     tasks = read_tasks(recipe.academic.tasks) if recipe.academic else []
-    for options in recipe.agreement:
-        if options.measured is not None:
-            read_measured(options.measured)  # a mistake is said before anybody is asked
     known = find_tasks(recipe)
+    check_files(recipe, folder=folder_of(recipe))
     asked = ask_models(recipe)
     answered = ask_recipe(recipe, tasks, folder=folder_of(recipe) / "academic")
     sampling = Sampling(recipe.statistics.level, recipe.statistics.resamples, recipe.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,6 +30,16 @@ def _whole(value: Any) -> Any:
     if isinstance(value, list):
         return [_whole(entry) for entry in value]
     return {key: _whole(entry) for key, entry in value.items()} if isinstance(value, dict) else value
+
+
+@contextlib.contextmanager
+def under(key: str) -> Iterator[None]:
+    """Puts the key of a recipe before what is said of its files, where it does not begin with it."""
+    try:
+        yield
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if text.startswith((key, key.partition(".")[2])) else f"{key}: {text}") from error
 
 
 def field(row: Mapping[str, Any], key: str, kind: type | tuple[type, ...], location: str, *, wanted: str) -> Any:
