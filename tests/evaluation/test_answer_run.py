@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.fastchat_rows import a_question, write
+from tests.generation.tiny_chat_model import write_chat_model
 from tests.judging.stub_server import Body, StubServer, digest
 from zephyr_jax import evaluate
 from zephyr_jax.evaluation.fastchat_files import read_answers, read_judgments
@@ -147,6 +148,17 @@ def test_an_answer_that_did_not_come_stops_before_the_judge_and_is_asked_for_aga
         assert evaluate.main(command) == 0
         # Eight questions of two turns, and two tries in vain of the one, whose second turn was not asked then.
         assert sum(body["model"] == "ours" for body in server.bodies) == 16 + 2
+
+
+def test_what_does_not_fit_a_models_context_is_said_and_counted(tmp_path: Path, capsys) -> None:
+    """Of 80 tokens, of which a byte is one, a first turn and its answer take about 50, both turns about 100."""
+    model = write_chat_model(tmp_path / "model", context=80)
+    recipe = write_recipe(tmp_path, {"ours": f"{{model: {model}, batch_size: 2}}"})
+    overrides = ["mt_bench.judging=null", "alpaca_eval=null", "mt_bench.question_ids=[2, 3]"]
+    assert evaluate.main(["--config", str(recipe), *overrides]) == 0
+    answers = read_answers([str(tmp_path / "runs/chain/evaluation/mt_bench/model_answer/ours.jsonl")])
+    assert all(answer.choices[0][0] and not answer.choices[0][1] for answer in answers)
+    assert re.search(r"ours: 2 answers .*; 2 could not be asked .*more than the 80 that", capsys.readouterr().out)
 
 
 def test_a_model_that_can_be_asked_nothing_is_the_users_error(tmp_path: Path, capsys) -> None:
