@@ -19,12 +19,14 @@ import numpy as np
 from zephyr_jax.data.comparison_statistics import Share, rank_correlation
 from zephyr_jax.evaluation.alpaca_eval import parse_annotation
 from zephyr_jax.evaluation.fastchat_files import UNPARSED, Grading, parse_judgment
+from zephyr_jax.evaluation.mt_bench import RATINGS
 from zephyr_jax.evaluation.pairwise import outcome
-from zephyr_jax.evaluation.statistics import Estimate, Sampling, bootstrap_interval, estimate_mean, share
+from zephyr_jax.evaluation.statistics import Estimate, Sampling, bootstrap_interval, estimate_mean, is_few, share
 from zephyr_jax.evaluation.stored_rows import field, read_rows
 from zephyr_jax.records import InputError
 
 Key = tuple[object, ...]
+_DIFFERENCES = (RATINGS[0] - RATINGS[1], RATINGS[1] - RATINGS[0])
 _MAX_RANKINGS = 1000  # of the interval of a rank correlation: each sorts all items
 _REVIEW = "a review of the Vicuna blog, with question_id, model_1, model_2 and a score of two numbers"
 
@@ -110,7 +112,7 @@ class GradingAgreement:
       exact, within_one: ratings equal, and at most 1 apart.
       difference: mean of the judge's rating - the reference's.
       rank_correlation: Spearman's; None where there are too few, or one judge says always the same.
-      rank_interval: its interval, over questions; None with it, or with one question.
+      rank_interval: its interval, over questions; None with it, or with too few questions.
       error: mean absolute difference.
       constant_error: that of always giving the reference's median.
       gain: mean of what the judge is nearer than that constant, by item.
@@ -283,7 +285,7 @@ def _of_verdicts(
 
     def gain(lazy: Mapping[Key, bool]) -> Estimate:
         more = [float(agreed[key]) - float(hit) for key, hit in lazy.items()]
-        return estimate_mean(more, groups=[key[:2] for key in lazy], sampling=sampling)
+        return estimate_mean(more, groups=[key[:2] for key in lazy], within=(-1.0, 1.0), sampling=sampling)
 
     return VerdictAgreement(
         num_common=len(common),
@@ -336,12 +338,12 @@ def _of_gradings(
         num_unparsed=len(common) - len(usable),
         exact=share(list(error_N == 0), groups=questions, sampling=sampling),
         within_one=share(list(error_N <= 1), groups=questions, sampling=sampling),
-        difference=estimate_mean(said_N - truth_N, groups=questions, sampling=sampling),
+        difference=estimate_mean(said_N - truth_N, groups=questions, within=_DIFFERENCES, sampling=sampling),
         rank_correlation=rank_correlation(said_N, truth_N),
         rank_interval=_rank_interval(said_N, truth_N, questions, sampling),
         error=float(error_N.mean()),
         constant_error=float(constant_N.mean()),
-        gain=estimate_mean(constant_N - error_N, groups=questions, sampling=sampling),
+        gain=estimate_mean(constant_N - error_N, groups=questions, within=_DIFFERENCES, sampling=sampling),
     )
 
 
@@ -352,7 +354,7 @@ def _rank_interval(
     places: dict[object, list[int]] = {}
     for place, question in enumerate(questions):
         places.setdefault(question, []).append(place)
-    if len(places) < 2 or rank_correlation(said_N, truth_N) is None:
+    if is_few(len(places), sampling.level) or rank_correlation(said_N, truth_N) is None:
         return None
     members = [np.array(places[question]) for question in sorted(places, key=str)]
 

@@ -18,6 +18,7 @@ from zephyr_jax.evaluation.fastchat_files import UNPARSED, Grading
 from zephyr_jax.evaluation.statistics import Estimate, Sampling, estimate_mean
 
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+RATINGS = (1.0, 10.0)  # the least and the greatest that a judge is asked for
 
 _RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]", re.ASCII)
 _MAX_RATING_CHARACTERS = 15  # a judge that repeats a digit without end has rated nothing
@@ -115,7 +116,8 @@ def bench_score(
 
     def estimate(chosen: Iterable[Grading]) -> Estimate:
         rows = list(chosen)
-        return estimate_mean([g.score for g in rows], groups=[g.question_id for g in rows], sampling=sampling)
+        groups = [g.question_id for g in rows]
+        return estimate_mean([g.score for g in rows], groups=groups, within=RATINGS, sampling=sampling)
 
     categories = [category_of.get(grading.question_id, "unknown") for grading in parsed]
     order = [*CATEGORIES, *sorted(set(categories) - set(CATEGORIES))]
@@ -132,7 +134,7 @@ def bench_score(
             if name in categories
         },
         num_unparsed=len(gradings) - len(parsed),
-        num_outside=sum(not 1 <= grading.score <= 10 for grading in parsed),
+        num_outside=sum(not RATINGS[0] <= grading.score <= RATINGS[1] for grading in parsed),
         num_contradicted=sum(parse_rating(grading.judgment) != grading.score for grading in gradings),
         rounds=_rounds(gradings),
     )

@@ -153,7 +153,9 @@ def _alpaca_eval(options: AlpacaEvalOptions, asked: Asked, trusts: Trusts, sampl
                 {item: 100 * score for item, score in alpaca_eval.scores_by_instruction(rows).items()}
                 for rows in (first_rows, second_rows)
             ]
-            comparisons.append(compare((first[0], scores[0]), (second[0], scores[1]), sampling=sampling))
+            comparisons.append(
+                compare((first[0], scores[0]), (second[0], scores[1]), within=(0.0, 100.0), sampling=sampling)
+            )
     return AlpacaEvalResults(
         win_rates=with_holm(rates),
         length_controlled=tuple(controlled),
@@ -188,6 +190,7 @@ def _mt_bench(options: MtBenchOptions, asked: Asked, trusts: Trusts, sampling: S
             (first[0], mt_bench.scores_by_answer(first_rows)),
             (second[0], mt_bench.scores_by_answer(second_rows)),
             group_of=lambda answer: answer[0],  # two turns of a question are not independent
+            within=mt_bench.RATINGS,
             sampling=sampling,
         )
         for (first, (first_rows, _)), (second, (second_rows, _)) in itertools.combinations(graded.items(), 2)

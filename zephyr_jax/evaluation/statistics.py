@@ -44,7 +44,7 @@ class Estimate:
     Attributes:
       mean: of all items.
       standard_error: of the mean; None with fewer than two groups.
-      low, high: of the interval, see `estimate_mean`; None with fewer than two groups.
+      low, high: of the interval, see `estimate_mean`; None with fewer than two groups, or where nothing can be said.
       num_items, num_groups: what it is over.
     """
 
@@ -81,6 +81,7 @@ def estimate_mean(
     *,
     groups: Sequence[Hashable] | None = None,
     whole: float | None = None,
+    within: tuple[float, float] | None = None,
     sampling: Sampling,
 ) -> Estimate:
     """The mean of all items, with its standard error and interval over groups.
@@ -90,12 +91,15 @@ def estimate_mean(
     The interval of a share is Wilson's with as many items as would have this error (E. L. Korn and B. I. Graubard 1998
     for the idea): the bootstrap's is far too narrow near 0 and 1. Any other is the percentile bootstrap's, its
     percentiles those of Student's t with G - 1 degrees of freedom (T. Hesterberg 2015, section 5.3): the plain ones are
-    too narrow for a few groups, such as the ten questions of a category.
+    too narrow for ten groups, such as the questions of a category. Of so few groups that even their least and greatest
+    mean would cover less often than that (five at 95 %), it is Student's: mean +- t se.
 
     Args:
       values: [N], at least one.
       groups: [N], what each item belongs to; None: every item for itself.
       whole: values are shares of it, from 0 to it (1, or 100 in percent); None: they are not.
+      within: the least and the greatest that a value may be; None: not known. Few groups that are alike hide their
+        spread: it is then taken from here, else, where they are all alike, there is no interval.
       sampling: how the interval is drawn.
     """
     sums_G, counts_G = _grouped(values, groups)
@@ -108,6 +112,9 @@ def estimate_mean(
     if whole is not None:
         low, high = _share_interval(mean / whole, standard_error / whole, num_groups, sampling.level)
         return Estimate(float(mean), standard_error, whole * low, whole * high, int(total), num_groups)
+    if is_few(num_groups, sampling.level):
+        interval = _few_interval(float(mean), standard_error, num_groups, sampling.level, within)
+        return Estimate(float(mean), standard_error, *(interval or (None, None)), int(total), num_groups)
     rng = np.random.default_rng(sampling.seed)
     means = []
     for num_draws in _portions(sampling.resamples, num_groups):
@@ -115,6 +122,26 @@ def estimate_mean(
         means.append(sums_G[index_RG].sum(1) / counts_G[index_RG].sum(1))
     low, high = _interval(np.concatenate(means), num_groups, sampling.level)
     return Estimate(float(mean), standard_error, low, high, int(total), num_groups)
+
+
+def is_few(num_groups: int, level: float) -> bool:
+    """Whether no bootstrap interval of so many groups can hold the truth as often as `level` says.
+
+    All of them lie on one side of the middle with the odds 2^(1 - G), and so does then every mean of draws.
+    """
+    return 2.0 ** (1 - num_groups) > 1 - level
+
+
+def _few_interval(
+    mean: float, error: float, num_groups: int, level: float, within: tuple[float, float] | None
+) -> tuple[float, float] | None:
+    """Student's interval, inside the bounds."""
+    t = t_quantile((1 + level) / 2, num_groups - 1)
+    if within is None:
+        return (mean - t * error, mean + t * error) if error > 0 else None
+    low, high = min(within[0], mean), max(within[1], mean)
+    error = max(error, max(mean - low, high - mean) / num_groups)  # one of them may go to the far end: _share_interval
+    return max(low, mean - t * error), min(high, mean + t * error)
 
 
 def share(hits: Sequence[bool], *, groups: Sequence[Hashable] | None = None, sampling: Sampling) -> Share:
@@ -290,6 +317,7 @@ def compare(
     second: tuple[str, Mapping[Hashable, float]],
     *,
     group_of: Callable[[Any], Hashable] = lambda item: item,
+    within: tuple[float, float] | None = None,
     sampling: Sampling,
 ) -> Comparison | None:
     """Compares two models by a paired test on the items that both have a score for.
@@ -297,6 +325,7 @@ def compare(
     Args:
       first, second: name, and score by item.
       group_of: (item) -> what it belongs to, such as its question; as it is, every item for itself.
+      within: the least and the greatest score that there is; None: not known.
       sampling: how the interval and the p-value are drawn.
 
     Returns:
@@ -306,11 +335,12 @@ def compare(
     if not common:
         return None
     groups = [group_of(item) for item in common]
+    widest = None if within is None else (within[0] - within[1], within[1] - within[0])
     differences_N = np.array([first[1][item] - second[1][item] for item in common])
     return Comparison(
         first[0],
         second[0],
-        estimate_mean(differences_N, groups=groups, sampling=sampling),
+        estimate_mean(differences_N, groups=groups, within=widest, sampling=sampling),
         sign_flip_p_value(_grouped(differences_N, groups)[0], sampling=sampling),
         sampling.level,
     )
