@@ -12,6 +12,7 @@ import pytest
 from tests.evaluation.fastchat_rows import a_grading, a_pair, write
 from zephyr_jax.evaluation.agreement import agreement, read_judge
 from zephyr_jax.evaluation.statistics import Sampling
+from zephyr_jax.evaluation.trust import Trusts, agreement_of
 from zephyr_jax.records import InputError
 
 FEW = Sampling(resamples=500)
@@ -84,6 +85,31 @@ def test_fastchats_pairs_and_reviews_are_verdicts_too(tmp_path: Path) -> None:
     assert found.longer is not None and found.longer.share == 1
     with pytest.raises(InputError, match="'score' is .* wanted a review"):
         _compare(tmp_path, pairs, [review | {"score": [1]}])
+
+
+def test_an_index_that_stands_for_other_instructions_is_refused(tmp_path: Path) -> None:
+    """Such as annotations of a shuffled set, whose rows have no index of their own."""
+    rows = [{"generator_1": "base", "generator_2": "ours", "preference": 2, "instruction": text} for text in "abc"]
+    with pytest.raises(InputError, match="instruction 0 is 'a', but at .*judge.jsonl:1 it is 'c'"):
+        _compare(tmp_path, rows[::-1], rows)
+
+
+def test_a_model_that_is_asked_is_no_reference_by_its_name(tmp_path: Path) -> None:
+    """FastChat's browser wants the judge called gpt-4, whichever it is."""
+    rows = [a_grading(number, 1 + number) for number in range(8)]
+    mine = [row | {"judge": ["mine", "single-v1"]} for row in rows]
+    files = [write(tmp_path / name, given) for name, given in (("mine.jsonl", mine), ("gpt-4.jsonl", rows))]
+    result = agreement_of(*(read_judge([file]) for file in files), ((files[0],), (files[1],)), sampling=FEW)
+    assert Trusts([result], {}).of("gpt-4", "gradings").is_reference
+    assert Trusts([result], {"gpt-4": "granite"}).of("gpt-4", "gradings").cell() == "not measured"
+    assert Trusts([result], {"gpt-4": "granite"}).of("mine", "gradings").cell() == "within 1 on 100.0 % of 8"
+
+
+def test_two_gradings_make_no_judge_trusted(tmp_path: Path) -> None:
+    """Both nearer than the median, by 3 points each: two of a kind say nothing of the next."""
+    rows = [a_grading(1, 3), a_grading(2, 9)]
+    _, found = _compare(tmp_path, rows, rows)
+    assert found is not None and found.gain.mean == 3 and found.weak and found.rank_interval is None
 
 
 def test_gradings_are_compared_by_how_far_they_are_off(tmp_path: Path) -> None:

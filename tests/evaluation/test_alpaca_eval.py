@@ -59,6 +59,10 @@ def test_contests_are_told_apart_and_an_item_has_one_annotation(tmp_path: Path) 
     assert scores_by_instruction(contests["ours", "base", "judge"]) == {4: 1.0}
     with pytest.raises(InputError, match=r"a.jsonl:1: ours on instruction 4 is annotated before, at .*a.jsonl:1"):
         read_annotations([file, file])
+    shuffled = [annotation(2, instruction=text) for text in "ab"]
+    other = [annotation(2, instruction=text, generator_2="theirs") for text in "ba"]
+    with pytest.raises(InputError, match=r"c.jsonl:1: instruction 0 is 'b', but at .*b.jsonl:1 it is 'a'; wanted the"):
+        read_annotations([write(tmp_path / "b.jsonl", shuffled), write(tmp_path / "c.jsonl", other)])
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from zephyr_jax.data.comparison_statistics import Share, rank_correlation
-from zephyr_jax.evaluation.alpaca_eval import parse_annotation
+from zephyr_jax.evaluation.alpaca_eval import Annotation, check_instructions, parse_annotation
 from zephyr_jax.evaluation.fastchat_files import UNPARSED, Grading, parse_judgment
 from zephyr_jax.evaluation.mt_bench import RATINGS
 from zephyr_jax.evaluation.pairwise import outcome
@@ -181,12 +181,13 @@ class Judgments:
     """What a judge's files hold, by item; None could not be parsed.
 
     Repeated gradings stand in a list; of an item with two verdicts the later one holds. `judges` are who gave them, as
-    the rows say.
+    the rows say, and `annotations` those of the verdicts that are AlpacaEval's.
     """
 
     verdicts: dict[Key, Verdict] = dataclasses.field(default_factory=dict)
     gradings: dict[Key, list[float | None]] = dataclasses.field(default_factory=dict)
     judges: set[str] = dataclasses.field(default_factory=set)
+    annotations: list[Annotation] = dataclasses.field(default_factory=list)
 
 
 def read_judge(sources: Iterable[str]) -> Judgments:
@@ -206,6 +207,7 @@ def add_judgments(judgments: Judgments, rows: Iterable[tuple[str, Mapping[str, A
     for place, (location, row) in enumerate(rows):
         if "preference" in row:
             annotation = parse_annotation(row, place, location)
+            judgments.annotations.append(annotation)
             decided = None if annotation.preference is None else annotation.preference - 1.5
             lengths = (annotation.length_model, annotation.length_baseline)
             key = ("alpaca_eval", annotation.index)
@@ -259,7 +261,12 @@ def _difference(first: int | None, second: int | None) -> int | None:
 def agreement(
     judge: Judgments, reference: Judgments, *, sampling: Sampling
 ) -> tuple[VerdictAgreement | None, GradingAgreement | None]:
-    """Verdicts and gradings of a judge beside a reference's; None for a kind without a common item that both parsed."""
+    """Verdicts and gradings of a judge beside a reference's; None for a kind without a common item that both parsed.
+
+    Raises:
+      InputError: an index stands for different instructions in the two.
+    """
+    check_instructions([*judge.annotations, *reference.annotations])
     return _of_verdicts(judge.verdicts, reference.verdicts, sampling), _of_gradings(
         judge.gradings, reference.gradings, sampling
     )

@@ -60,7 +60,8 @@ def read_annotations(sources: Iterable[str]) -> list[Annotation]:
     """Annotations of one or several files, as alpaca_eval writes them (`annotations.json`) or a line each.
 
     Raises:
-      InputError: a file cannot be read, a row is no annotation, or an item is annotated twice.
+      InputError: a file cannot be read, a row is no annotation, an item is annotated twice, or an index stands for two
+        instructions.
     """
     found: dict[tuple[str, str, str | None, int], Annotation] = {}
     for source in sources:
@@ -73,7 +74,23 @@ def read_annotations(sources: Iterable[str]) -> list[Annotation]:
                     f"{found[key].location}; wanted each once by a judge, so drop one of the files or rows"
                 )
             found[key] = annotation
+    check_instructions(found.values())
     return list(found.values())
+
+
+def check_instructions(annotations: Iterable[Annotation]) -> None:
+    """Raises InputError where one index stands for two instructions: items are matched by it, and would be others'."""
+    first: dict[int, Annotation] = {}
+    for annotation in annotations:
+        if annotation.instruction is None:
+            continue
+        other = first.setdefault(annotation.index, annotation)
+        if other.instruction != annotation.instruction:
+            raise InputError(
+                f"{annotation.location}: instruction {annotation.index} is {annotation.instruction[:40]!r}, but at "
+                f"{other.location} it is {(other.instruction or '')[:40]!r}; wanted the set's order, or its `index` in "
+                "every row"
+            )
 
 
 def parse_annotation(row: Mapping[str, Any], place: int, location: str) -> Annotation:

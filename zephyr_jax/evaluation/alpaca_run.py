@@ -21,7 +21,7 @@ from zephyr_jax.evaluation.alpaca_judging import (
     read_prompt,
 )
 from zephyr_jax.evaluation.fastchat_files import check_file_names, file_name
-from zephyr_jax.evaluation.judges import Judge, LiveJudge, StoredJudge
+from zephyr_jax.evaluation.judges import Judge, LiveJudge, StoredJudge, why_silent
 from zephyr_jax.evaluation.rule_judging import NAME as RULES
 from zephyr_jax.evaluation.rule_judging import Rules, annotate_by_rules, read_rules
 from zephyr_jax.evaluation.stored_rows import field, read_rows, under
@@ -79,7 +79,8 @@ async def judge_outputs(
         return JudgedOutputs(rows, len(results) - len(rows))
     if options.judge is not None:
         raise Unfinished(
-            f"alpaca_eval.judging: {options.judge} gave no answer on any of the {len(pairs)} pairs (above: why)"
+            f"alpaca_eval.judging: {options.judge} gave no answer on any of the {len(pairs)} pairs "
+            f"{why_silent('alpaca_eval', options.system_as)}"
         )
     if options.rules is not None:
         raise InputError(

@@ -20,7 +20,7 @@ from zephyr_jax.evaluation.fastchat_files import (
     read_judgments,
     write_rows,
 )
-from zephyr_jax.evaluation.judges import Judge, LiveJudge, StoredJudge
+from zephyr_jax.evaluation.judges import Judge, LiveJudge, StoredJudge, why_silent
 from zephyr_jax.evaluation.rule_judging import NAME as RULES
 from zephyr_jax.evaluation.rule_judging import Rules, compare_by_rules, grade_by_rules, read_rules
 from zephyr_jax.evaluation.stored_rows import under
@@ -83,7 +83,8 @@ async def judge_bench(
         return judged
     if options.judge is not None:
         raise Unfinished(
-            f"mt_bench.judging: {judged.judge} gave no answer on any of {judged.num_unanswered} items (above: why)"
+            f"mt_bench.judging: {judged.judge} gave no answer on any of {judged.num_unanswered} items "
+            f"{why_silent('mt_bench', options.system_as)}"
         )
     if options.rules is not None:
         raise InputError(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zephyr_jax.evaluation.agreement import read_judge
 from zephyr_jax.evaluation.alpaca_answering import read_instructions
-from zephyr_jax.evaluation.alpaca_eval import by_contest, read_annotations
+from zephyr_jax.evaluation.alpaca_eval import by_contest, check_instructions, parse_annotation, read_annotations
 from zephyr_jax.evaluation.alpaca_judging import Output
 from zephyr_jax.evaluation.alpaca_run import check_outputs
 from zephyr_jax.evaluation.bench_answering import chosen_questions
@@ -43,7 +43,7 @@ def check_files(recipe: EvaluationRecipe, *, folder: Path) -> None:
 
 def _check_alpaca_eval(options: AlpacaEvalOptions) -> None:
     with under("alpaca_eval.annotations"):
-        stored = by_contest(read_annotations(options.annotations or ()))
+        annotations = read_annotations(options.annotations or ())
     if options.length_control:
         with under("alpaca_eval.length_control.file"):
             read_length_data(options.length_control.file, options.length_control.glm)
@@ -58,6 +58,11 @@ def _check_alpaca_eval(options: AlpacaEvalOptions) -> None:
         ]
     if options.judging:
         judge, pairs = check_outputs(options.judging, answered)
+        rows = [pair.annotation(judge, None, None) for pair in pairs]
+        judged = [parse_annotation(row, 0, f"alpaca_eval.judging, {row['generator_2']}") for row in rows]
+        with under("alpaca_eval.annotations"):
+            check_instructions([*judged, *annotations])
+        stored = by_contest(annotations)
         for model, baseline in dict.fromkeys((pair.model.generator, pair.baseline.generator) for pair in pairs):
             if (model, baseline, judge) in stored:
                 raise InputError(

@@ -34,6 +34,12 @@ class Judge(Protocol):
         ...
 
 
+def why_silent(block: str, system_as: Literal["system", "user"]) -> str:
+    """Where to look when a judge has answered nothing; `block` is the recipe's."""
+    user = f"; a chat template without system turns wants {block}.judging.system_as: user"
+    return f"(above: why{user if system_as == 'system' else ''})"
+
+
 class LiveJudge:
     """A Judge that is a model of the recipe, asked through the run's session: journal, budget, progress bar."""
 

@@ -209,7 +209,9 @@ class Trusts:
             result, found = about[0]
             reference = ", ".join(result.reference_names) or Path(result.reference[0]).name
             return Trust(name, found, reference, result.asked)
-        return Trust(name, None, is_reference=any(judge in result.reference_names for result in self._results))
+        # A model that is asked may be called gpt-4 as FastChat's browser wants it, and be no GPT-4.
+        stored = judge not in self._models
+        return Trust(name, None, is_reference=stored and any(judge in found.reference_names for found in self._results))
 
     def _is(self, result: AgreementResult, judge: str | None) -> bool:
         model = self._models.get(judge or "")
