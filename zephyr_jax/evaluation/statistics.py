@@ -113,8 +113,9 @@ def estimate_mean(
         low, high = _share_interval(mean / whole, standard_error / whole, num_groups, sampling.level)
         return Estimate(float(mean), standard_error, whole * low, whole * high, int(total), num_groups)
     if is_few(num_groups, sampling.level):
-        interval = _few_interval(float(mean), standard_error, num_groups, sampling.level, within)
-        return Estimate(float(mean), standard_error, *(interval or (None, None)), int(total), num_groups)
+        found = _few_interval(float(mean), standard_error, num_groups, sampling.level, within)
+        lowest, highest = found or (None, None)
+        return Estimate(float(mean), standard_error, lowest, highest, int(total), num_groups)
     rng = np.random.default_rng(sampling.seed)
     means = []
     for num_draws in _portions(sampling.resamples, num_groups):
