@@ -65,6 +65,8 @@ def _run(arguments: argparse.Namespace) -> None:
     from zephyr_jax.evaluation_recipe import AgreementOptions
 
     sampling = Sampling(seed=arguments.seed)
+    if arguments.out is not None and not Path(arguments.out).parent.is_dir():
+        raise InputError(f"--out {arguments.out}: there is no folder {Path(arguments.out).parent}; wanted one that is")
     rows: list[Any] = []
     if arguments.judge_model is None:
         options = AgreementOptions(judge=tuple(arguments.judge), reference=tuple(arguments.reference))

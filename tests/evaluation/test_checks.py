@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -33,6 +34,12 @@ from zephyr_jax import evaluate
         ("agreement=[{judge: [/a.jsonl], reference: [/b.jsonl]}]", "agreement.0: source '/b.jsonl'"),
         ("agreement=[{measured: /nowhere.json}]", "agreement.measured /nowhere.json: cannot be read"),
         ("models.judge.api_key_env=NO_SUCH_KEY", "NO_SUCH_KEY"),
+        (
+            "academic={model: /nowhere, harness: {tasks: {arc_easy: 0}}}",
+            "academic.harness: lm-evaluation-harness cannot be imported"
+            if importlib.util.find_spec("lm_eval") is None
+            else "academic.model: /nowhere: there is no such folder",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_said_before_anybody_is_asked(

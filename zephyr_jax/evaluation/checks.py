@@ -24,7 +24,7 @@ from zephyr_jax.records import InputError
 
 
 def check_files(recipe: EvaluationRecipe, *, folder: Path) -> None:
-    """Reads all files that MT-Bench, AlpacaEval and the agreement of judges need.
+    """Reads all files that MT-Bench, AlpacaEval and the agreement of judges need, and opens academic tasks' models.
 
     Args:
       recipe: the evaluation.
@@ -33,6 +33,12 @@ def check_files(recipe: EvaluationRecipe, *, folder: Path) -> None:
     Raises:
       InputError: one cannot be used; the text begins with its key.
     """
+    if recipe.academic:
+        from zephyr_jax.evaluation.academic.local_model import LocalModel  # and with it JAX
+
+        with under("academic.model"):
+            for name in recipe.academic.model:
+                LocalModel(name, recipe.academic, recipe.models)
     if recipe.alpaca_eval:
         _check_alpaca_eval(recipe.alpaca_eval)
     if recipe.mt_bench:
