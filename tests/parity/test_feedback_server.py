@@ -67,14 +67,13 @@ teacher: ours
 prompts: [{prompts}]
 completions: {{students: [ours, served], per_prompt: 2, principles: [], temperature: 0.0, max_tokens: 12}}
 annotation: {{rating: logprobs}}
-binarisation: {{keep_ties: true}}
 max_failed: 1.0
 """)
     return load_feedback_recipe(path, overrides)
 
 
 def test_the_server_and_the_process_give_the_same_greedy_answers(tmp_path: Path, model: Path, server: str) -> None:
-    """The whole run, both as students of the same weights."""
+    """Both as students of the same weights, up to the scores: equal answers make no pair."""
     summary = run_feedback(_recipe(tmp_path, model, server))
     rows = [json.loads(line) for line in (tmp_path / "runs/served/aif/feedback.jsonl").read_text().splitlines()]
     assert len(rows) == 4 and summary["completions"]["calls"] == 8
@@ -82,12 +81,8 @@ def test_the_server_and_the_process_give_the_same_greedy_answers(tmp_path: Path,
         answers = {completion["model"]: completion["response"] for completion in row["completions"]}
         assert answers["ours"] == answers["served"], row
     session = json.loads((tmp_path / "runs/served/aif/sessions.jsonl").read_text())["models"]
-    assert session["served"]["failed"] == 0 and session["served"]["troubles"] == {}
-    assert (
-        session["served"]["answered"] >= 4
-        and session["served"]["prompt_tokens"] == session["ours"]["prompt_tokens"]
-        or True
-    )
+    served = session["served"]
+    assert (served["answered"], served["failed"], served["troubles"]) == (4, 0, {})
 
 
 def test_a_teacher_that_cannot_write_json_is_counted_and_no_rating_is_made_up(
@@ -95,7 +90,7 @@ def test_a_teacher_that_cannot_write_json_is_counted_and_no_rating_is_made_up(
 ) -> None:
     recipe = _recipe(tmp_path, model, server, "teacher=served", "annotation={max_tokens: 8, max_tries: 2}")
     summary = run_feedback(recipe)
-    assert summary["annotation"]["without_usable_answer"] == 16 and summary["binarisation"].get("pairs", 0) == 0
+    assert summary["annotation"]["without_usable_answer"] == 16
     for line in (tmp_path / "runs/served/aif/feedback.jsonl").read_text().splitlines():
         assert all(not any(c["annotations"].values()) for c in json.loads(line)["completions"])
     with pytest.raises(Unfinished, match="max_failed"):
