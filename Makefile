@@ -75,7 +75,7 @@ plan-tests: $(STAMPS)/plan
 	XLA_FLAGS= JAX_PLATFORMS=cpu PYTHONPATH=$(VENV)/plan $(BIN)/python -m pytest -m plan
 
 parity: $(STAMPS)/parity
-	$(BIN)/python -m pytest -m parity
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m parity
 
 lint: $(STAMPS)/test
 	$(BIN)/ruff check .

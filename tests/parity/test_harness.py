@@ -41,7 +41,7 @@ PAIRS = [
 TEXTS = ["A short text.", "One, two, three. " * 30, "7" * 64]
 PROMPTS = [
     ("Question: What is 2 + 3?\nAnswer:", {"until": ["\n"], "max_gen_toks": 16}),
-    ("The capital of France is", {"until": ["."], "max_gen_toks": 24, "do_sample": False, "temperature": 0.0}),
+    ("The capital of France is", {"until": ["."], "max_gen_toks": 16, "do_sample": False, "temperature": 0.0}),
     ("Once upon a time " * 30, {"until": ["\n\n", "king"], "max_gen_toks": 16}),  # loses its start
     ("List three colours:", {"until": "two", "max_gen_toks": 16}),
 ]
