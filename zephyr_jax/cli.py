@@ -31,7 +31,7 @@ COMMANDS = {
     "data_report": "preferences as one HTML page: lengths, scores, length bias, who wins, examples",
     "decontaminate": "rows of training files that overlap with evaluation sets, and the others",
     "feedback": "AI feedback: models answer, a teacher scores, pairs come out",
-    "evaluate": "AlpacaEval and MT-Bench with intervals, from stored judgments",
+    "evaluate": "AlpacaEval, MT-Bench, academic tasks: scores with intervals",
     "judge_agreement": "how far a judge agrees with one that is trusted more",
     "report": "a run as one HTML page: curves, figures, its evaluation",
     "export": "a checkpoint as a Hugging Face folder",
