@@ -86,7 +86,7 @@ def test_a_task_is_written_by_one_run_at_a_time(tmp_path: Path) -> None:
     task = a_task(tmp_path, "arc_easy", ARC)
     SampleFile(tmp_path, task, model="m", fingerprint={})  # let go when it is collected
     held = SampleFile(tmp_path, task, model="m", fingerprint={})
-    with pytest.raises(InputError, match="another run is writing it"):
+    with pytest.raises(InputError, match="another run is writing these answers"):
         SampleFile(tmp_path, task, model="m", fingerprint={})
     held.close()
 

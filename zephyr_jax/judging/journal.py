@@ -23,6 +23,31 @@ from zephyr_jax.records import InputError
 SECONDS_BETWEEN_SYNCS = 1.0
 
 
+def open_alone(path: Path, *, key: str) -> BinaryIO:
+    """Opens a file for reading and appending, its folder made, in one process at a time.
+
+    Args:
+      path: the file.
+      key: of the recipe, that would have it lie elsewhere.
+
+    Raises:
+      InputError: it cannot be written, or another process has it open this way.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file: BinaryIO = path.open("ab+")
+    except OSError as error:
+        raise InputError(f"{path}: answers cannot be kept there ({error.strerror}); give another {key}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(
+            f"{path}: another run is writing these answers; wait for it, or give this one a {key} of its own"
+        ) from None
+    return file
+
+
 class Journal:
     """The answers of one model. A second process that opens the same file is refused."""
 
@@ -35,18 +60,7 @@ class Journal:
         self.path = path
         self._places: dict[str, tuple[int, int]] = {}
         self._wastes: list[tuple[int, int]] = []
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: BinaryIO = path.open("ab+")
-        except OSError as error:
-            raise InputError(f"{path}: answers cannot be kept there ({error.strerror}); give calls.path") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise InputError(
-                f"{path}: another run is writing these answers; wait for it, or give this one a calls.path of its own"
-            ) from None
+        self._file = open_alone(path, key="calls.path")
         self._end = 0
         self._synced = time.monotonic()
         self._read()

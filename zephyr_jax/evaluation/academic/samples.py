@@ -8,7 +8,6 @@ A line counts for the very question, model and settings that its key says; other
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -18,7 +17,7 @@ from typing import Any
 
 from zephyr_jax.evaluation.academic.items import ChoiceItem, Generated, Item, Likelihood, Outcome, PromptItem, item_key
 from zephyr_jax.evaluation.academic.tasks import METRICS, Task
-from zephyr_jax.records import InputError
+from zephyr_jax.judging.journal import open_alone
 
 
 def folder_name(model: str) -> str:
@@ -45,18 +44,7 @@ class SampleFile:
         self.path = folder / folder_name(model) / f"{task.options.label}.jsonl"
         self._partial = self.path.with_suffix(".partial.jsonl")
         self._keys = [item_key(item, fingerprint) for item in task.items]
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._partial.open("ab")
-        except OSError as error:
-            raise InputError(f"output_dir: {self._partial} cannot be written ({error.strerror})") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise InputError(
-                f"{self._partial}: another run is writing it; wait for it, or give this one a name of its own"
-            ) from None
+        self._file = open_alone(self._partial, key="name")
         self._outcomes: dict[str, Outcome] = {}
         by_key = dict(zip(self._keys, task.items, strict=True))
         for line in self._lines():
