@@ -209,3 +209,8 @@ def _memory(compiled: jax.stages.Compiled) -> ProgramMemory | None:
 def bytes_per_device(tree: Any) -> int:
     """What the arrays of a tree take on one device, by their shardings."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def bytes_text(num_bytes: float) -> str:
+    """`12.34 GB`; below 5 MB `1.23 MB`."""
+    return f"{num_bytes / 1e9:,.2f} GB" if abs(num_bytes) >= 5e6 else f"{num_bytes / 1e6:.2f} MB"

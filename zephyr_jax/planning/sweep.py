@@ -10,8 +10,8 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from zephyr_jax.compilation import bytes_text
 from zephyr_jax.planning.stage_plan import StagePlan
-from zephyr_jax.planning.table import gigabytes
 from zephyr_jax.records import InputError
 
 NUM_BEST = 3
@@ -113,8 +113,8 @@ def point_row(point: Point) -> tuple[str, ...]:
     step = f"{shape.num_micro_batches} x {shape.num_rows} x {shape.row_length}"
     memory = traffic = ("", "")
     if compiled is not None:
-        memory = gigabytes(compiled.peak), gigabytes(plan.verdict.margin) if plan.verdict else ""
-        traffic = gigabytes(compiled.traffic.wire_bytes), gigabytes(compiled.traffic.crossing_bytes)
+        memory = bytes_text(compiled.peak), bytes_text(plan.verdict.margin) if plan.verdict else ""
+        traffic = bytes_text(compiled.traffic.wire_bytes), bytes_text(compiled.traffic.crossing_bytes)
     seconds = [
         "" if each is None else f"{each:.2f} s"
         for each in (bounds.compute_seconds, bounds.network_seconds, bounds.step_seconds)

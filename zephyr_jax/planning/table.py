@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from zephyr_jax.compilation import bytes_text
 from zephyr_jax.planning.estimate import CONTEXT_BYTES, NCCL_BYTES, Verdict
 from zephyr_jax.planning.programs import Program
 from zephyr_jax.planning.stage_plan import StagePlan
@@ -15,16 +16,11 @@ def plan_text(plan: StagePlan) -> str:
     return "\n".join([*(line for part in parts for line in part), *_list("assumed", plan.assumptions())])
 
 
-def gigabytes(num_bytes: float) -> str:
-    """`12.34 GB`; below 5 MB `1.23 MB`."""
-    return f"{num_bytes / 1e9:,.2f} GB" if abs(num_bytes) >= 5e6 else f"{num_bytes / 1e6:.2f} MB"
-
-
 def verdict_text(verdict: Verdict) -> str:
     """`fits: 52.10 GB to spare`, or what is missing."""
     if verdict.margin < 0:
-        return f"{verdict.text}: {gigabytes(-verdict.margin)} too much"
-    return f"{verdict.text}: {gigabytes(verdict.margin)} to spare"
+        return f"{verdict.text}: {bytes_text(-verdict.margin)} too much"
+    return f"{verdict.text}: {bytes_text(verdict.margin)} to spare"
 
 
 def _heading(plan: StagePlan) -> Iterable[str]:
@@ -49,25 +45,26 @@ def _heading(plan: StagePlan) -> Iterable[str]:
 def _memory(plan: StagePlan) -> Iterable[str]:
     compiled, verdict = plan.step.compiled, plan.verdict
     yield "memory of a device"
-    yield f"  parameters            {gigabytes(plan.parameters):>12}   exact: float32, sharded"
-    yield f"  optimizer state       {gigabytes(plan.optimizer_state):>12}   exact"
-    yield f"  batch                 {gigabytes(plan.batch_bytes):>12}"
-    yield f"  gradients             {gigabytes(plan.gradients):>12}   float32; of the temporaries"
+    yield f"  parameters            {bytes_text(plan.parameters):>12}   exact: float32, sharded"
+    yield f"  optimizer state       {bytes_text(plan.optimizer_state):>12}   exact"
+    yield f"  batch                 {bytes_text(plan.batch_bytes):>12}"
+    yield f"  gradients             {bytes_text(plan.gradients):>12}   float32; of the temporaries"
     if plan.activations is not None:
-        kept = gigabytes(plan.activations)
+        kept = bytes_text(plan.activations)
         yield f"  activations           {kept:>12}   kept for the backward pass; of the temporaries"
     if compiled is None:
         return
-    yield f"  temporaries           {gigabytes(compiled.temporaries):>12}   with gathered weights and scratch"
-    yield f"  peak                  {gigabytes(compiled.peak):>12}   the compiler's"
+    yield f"  temporaries           {bytes_text(compiled.temporaries):>12}   with gathered weights and scratch"
+    yield f"  peak                  {bytes_text(compiled.peak):>12}   the compiler's"
     if verdict is None or plan.machine.chip is None:
         return
     card = plan.machine.chip.memory_bytes
-    share = f"{verdict.available / card:.2f} of {gigabytes(card)}"
-    yield f"  for the allocator     {gigabytes(verdict.available):>12}   {share}"
-    reserve = ", ".join(f"{gigabytes(size)} for {what}" for what, size in verdict.reserve.items())
+    share = f"{verdict.available / card:.2f} of {bytes_text(card)}"
+    yield f"  for the allocator     {bytes_text(verdict.available):>12}   {share}"
+    reserve = ", ".join(f"{bytes_text(size)} for {what}" for what, size in verdict.reserve.items())
     yield f"  {verdict_text(verdict)}, of which {reserve} should stay free"
-    yield f"  beside the allocator's: {gigabytes(NCCL_BYTES)} for NCCL, {gigabytes(CONTEXT_BYTES)} for the CUDA context"
+    beside = f"{bytes_text(NCCL_BYTES)} for NCCL, {bytes_text(CONTEXT_BYTES)} for the CUDA context"
+    yield f"  beside the allocator's: {beside}"
 
 
 def _flops(plan: StagePlan) -> Iterable[str]:
@@ -91,14 +88,14 @@ def _wires(plan: StagePlan) -> Iterable[str]:
     for found in traffic.collectives:
         hosts = "across hosts" if found.crosses_hosts else "within a host"
         yield (
-            f"  {found.kind:<19} {found.dtype:<5} {gigabytes(found.num_bytes):>10}   {found.count:>6} x over "
+            f"  {found.kind:<19} {found.dtype:<5} {bytes_text(found.num_bytes):>10}   {found.count:>6} x over "
             f"{found.axes}, {hosts}"
         )
     if plan.machine.chip is not None:
-        gathered, scattered = plan.needed
-        yield f"  the weights' sizes say {gigabytes(gathered)} gathered and {gigabytes(scattered)} scattered over fsdp"
+        gathered, scattered = map(bytes_text, plan.needed)
+        yield f"  the weights' sizes say {gathered} gathered and {scattered} scattered over fsdp"
     yield from (f"  FAULT: {fault}" for fault in plan.faults)
-    yield f"  a device sends        {gigabytes(traffic.wire_bytes):>12}   where devices form rings"
+    yield f"  a device sends        {bytes_text(traffic.wire_bytes):>12}   where devices form rings"
 
 
 def _bounds(plan: StagePlan) -> Iterable[str]:
@@ -128,8 +125,8 @@ def _reference(plan: StagePlan) -> Iterable[str]:
         yield f"reference pass: {flops}"
         return
     yield (
-        f"reference pass: peak {gigabytes(program.compiled.peak)}, {verdict_text(plan.reference_verdict)}; {flops}, "
-        f"a device sends {gigabytes(program.compiled.traffic.wire_bytes)}"
+        f"reference pass: peak {bytes_text(program.compiled.peak)}, {verdict_text(plan.reference_verdict)}; {flops}, "
+        f"a device sends {bytes_text(program.compiled.traffic.wire_bytes)}"
     )
 
 

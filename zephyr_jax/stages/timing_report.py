@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from zephyr_jax.compilation import bytes_text
 from zephyr_jax.host_memory import peak_memory
 from zephyr_jax.model.mistral import abstract_params
 from zephyr_jax.planning.chips import chip_at_hand
@@ -207,7 +208,7 @@ def _planned_text(figures: Mapping[str, Any]) -> str:
     planned = figures["planned_bytes_per_device"]
     if planned is None:
         return "not said"
-    return " + ".join(_bytes_text(planned[part]) for part in ("state", "batch", "temporaries"))
+    return " + ".join(bytes_text(planned[part]) for part in ("state", "batch", "temporaries"))
 
 
 def _computed_text(figures: Mapping[str, Any]) -> str:
@@ -220,7 +221,7 @@ def _mfu_text(figures: Mapping[str, Any]) -> str:
 
 
 def _peak_text(figures: Mapping[str, Any]) -> str:
-    return ("" if figures["peak_is_own"] else "<= ") + _bytes_text(figures["peak_bytes"])
+    return ("" if figures["peak_is_own"] else "<= ") + bytes_text(figures["peak_bytes"])
 
 
 def _attention_text(figures: Mapping[str, Any]) -> str:
@@ -253,10 +254,6 @@ def _flops_text(flops: float) -> str:
         if flops >= unit:
             return f"{flops / unit:,.1f} {name}"
     return f"{flops / 1e6:,.1f} MFLOP"
-
-
-def _bytes_text(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 5e6 else f"{num_bytes / 1e6:.2f} MB"
 
 
 def _duration(seconds: float) -> str:

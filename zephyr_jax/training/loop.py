@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from zephyr_jax.compilation import Program, bytes_per_device, compile_ahead, count_compilations
+from zephyr_jax.compilation import Program, bytes_per_device, bytes_text, compile_ahead, count_compilations
 from zephyr_jax.data.loader import StepBatches
 from zephyr_jax.data.prefetch import prefetch
 from zephyr_jax.peers import ALONE, Peers
@@ -323,17 +323,17 @@ class _Session:
             planned = {"state": state_bytes, "batch": memory.arguments - state_bytes, "temporaries": memory.temporaries}
             at_most = "at most " if self._mesh.shape["tensor"] > 1 else ""  # tensor splits some of them
             text += (
-                f"; a device: state {_gigabytes(state_bytes)}, batch {_gigabytes(planned['batch'])}, "
-                f"activations kept {at_most}{_gigabytes(activations)}, with gradients and scratch "
-                f"{_gigabytes(memory.temporaries)}"
+                f"; a device: state {bytes_text(state_bytes)}, batch {bytes_text(planned['batch'])}, "
+                f"activations kept {at_most}{bytes_text(activations)}, with gradients and scratch "
+                f"{bytes_text(memory.temporaries)}"
             )
             entry["bytes_per_device"] = planned | {"activations": activations, "updated_in_place": memory.in_place}
         self._compilation["train_steps"].append(entry)
         _say(f"{name}: {text}", bar=self._bar)
         if memory is not None and memory.in_place < state_bytes:
             _say(
-                f"warning: {name}: the train step updates {_gigabytes(memory.in_place)} of the state's "
-                f"{_gigabytes(state_bytes)} in place; {state_bytes - memory.in_place:,} bytes a device are copied at "
+                f"warning: {name}: the train step updates {bytes_text(memory.in_place)} of the state's "
+                f"{bytes_text(state_bytes)} in place; {state_bytes - memory.in_place:,} bytes a device are copied at "
                 "every step",
                 bar=self._bar,
             )
@@ -397,10 +397,6 @@ def _shapes_text(batches: StepBatches) -> str:
     if len(shapes) == 1:
         return f"1 shape, compiled once: {shapes[0]} tokens"
     return f"{len(shapes)} shapes, each compiled when it first comes: {', '.join(shapes)} tokens"
-
-
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 5e6 else f"{num_bytes / 1e6:.2f} MB"
 
 
 def _say(text: str, *, bar: ProgressBar | None = None) -> None:
