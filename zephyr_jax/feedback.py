@@ -18,7 +18,7 @@ from zephyr_jax.feedback_recipe import (
     load_feedback_recipe,
     result_differences,
 )
-from zephyr_jax.records import InputError
+from zephyr_jax.run_folder import check_same_recipe, free_name, write_recipe
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,33 +43,15 @@ def _claim_folder(recipe: FeedbackRecipe, folder: Path) -> None:
     """
     file = folder / "recipe.yaml"
     if file.exists():
-        differences = result_differences(load_feedback_recipe(file), recipe)
-        if differences:
-            raise InputError(
-                f"{folder}: this name was run with another recipe; what differs:\n  "
-                + "\n  ".join(differences)
-                + "\ntake another name (name=...), add --new-run for a fresh one, or delete the folder; answers that "
-                "both recipes ask for are found in either case"
-            )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / "recipe.yaml.partial"
-        partial.write_text(feedback_recipe_to_yaml(recipe), encoding="utf-8")
-        partial.replace(file)
-    except OSError as error:
-        raise InputError(f"output_dir {recipe.output_dir}: cannot be written ({error}); give another one") from error
-
-
-def _with_fresh_name(recipe: FeedbackRecipe) -> FeedbackRecipe:
-    names = [recipe.name, *(f"{recipe.name}-{number}" for number in range(2, 10_000))]
-    free = next(name for name in names if not (Path(recipe.output_dir) / name).exists())
-    return recipe.model_copy(update={"name": free})
+        kept = "; answers that both recipes ask for are found in either case"
+        check_same_recipe(folder, result_differences(load_feedback_recipe(file), recipe), kept=kept)
+    write_recipe(folder, feedback_recipe_to_yaml(recipe), output_dir=recipe.output_dir)
 
 
 def _run(arguments: argparse.Namespace) -> None:
     recipe = load_feedback_recipe(arguments.config, arguments.overrides)
     if arguments.new_run:
-        recipe = _with_fresh_name(recipe)
+        recipe = recipe.model_copy(update={"name": free_name(recipe.output_dir, recipe.name)})
     from zephyr_jax.stages.aif import describe_feedback, folder_of, run_feedback
 
     if arguments.dry_run:

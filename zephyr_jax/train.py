@@ -8,7 +8,6 @@ python -m zephyr_jax.train --config configs/tiny.yaml ddpo.beta=0.2 name=tiny-be
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from zephyr_jax.cli import add_recipe_arguments, run_command
 from zephyr_jax.peers import Peers
 from zephyr_jax.recipe import STAGE_ORDER, Recipe, load_recipe, recipe_differences, recipe_to_yaml
 from zephyr_jax.records import InputError
+from zephyr_jax.run_folder import check_same_recipe, free_name, write_recipe
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,44 +41,24 @@ def check_name(recipe: Recipe) -> None:
     folder = Path(recipe.output_dir) / recipe.name
     if not any((folder / part).exists() for part in (*STAGE_ORDER, "held_out.json")):
         return
-    differences = recipe_differences(load_recipe(folder / "recipe.yaml"), recipe)
-    if differences:
-        raise InputError(
-            f"{folder}: this name was run with another recipe; what differs:\n  "
-            + "\n  ".join(differences)
-            + "\ntake another name (name=...), add --new-run for a fresh one, or delete the folder"
-        )
-
-
-def with_fresh_name(recipe: Recipe) -> Recipe:
-    """The recipe under its own name, or where that is taken under the first free one: name-2, name-3, ..."""
-    names = [recipe.name, *(f"{recipe.name}-{number}" for number in range(2, 10_000))]
-    free = next(name for name in names if not (Path(recipe.output_dir) / name).exists())
-    return recipe.model_copy(update={"name": free})
+    check_same_recipe(folder, recipe_differences(load_recipe(folder / "recipe.yaml"), recipe))
 
 
 def claim_folder(recipe: Recipe) -> None:
-    """Makes the run's folder with recipe.yaml in it.
+    """Makes the run's folder with recipe.yaml in it, which stays as it is where it is this recipe.
 
     Raises:
       InputError: the folder cannot be written.
     """
     folder = Path(recipe.output_dir) / recipe.name
-    try:
-        if (folder / "recipe.yaml").exists() and load_recipe(folder / "recipe.yaml") == recipe:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / "recipe.yaml.partial"
-        temporary.write_text(recipe_to_yaml(recipe), encoding="utf-8")
-        os.replace(temporary, folder / "recipe.yaml")
-    except OSError as error:
-        raise InputError(f"output_dir {recipe.output_dir}: cannot be written ({error}); give another one") from error
+    if not ((folder / "recipe.yaml").exists() and load_recipe(folder / "recipe.yaml") == recipe):
+        write_recipe(folder, recipe_to_yaml(recipe), output_dir=recipe.output_dir)
 
 
 def _run(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(arguments.config, arguments.overrides)
     if arguments.new_run:
-        recipe = with_fresh_name(recipe)
+        recipe = recipe.model_copy(update={"name": free_name(recipe.output_dir, recipe.name)})
     check_name(recipe)
     from zephyr_jax.processes import joined  # imports JAX: after the recipe, whose mistakes show at once
 

@@ -17,7 +17,8 @@ from tests.pipeline.small_recipes import write_config
 from tests.stages.small_runs import dialogue_rows, make_recipe, pair_rows, write_rows
 from zephyr_jax.recipe import load_recipe
 from zephyr_jax.records import InputError
-from zephyr_jax.train import check_name, claim_folder, main, with_fresh_name
+from zephyr_jax.run_folder import free_name
+from zephyr_jax.train import check_name, claim_folder, main
 
 STEP_METRICS = {
     "step",
@@ -298,9 +299,8 @@ def test_a_name_is_free_until_its_run_has_begun(tmp_path):
 def test_new_run_takes_the_next_free_name(tmp_path):
     recipe, names = make_recipe(tmp_path), []
     for _ in range(3):
-        fresh = with_fresh_name(recipe)
-        claim_folder(fresh)
-        names.append(fresh.name)
+        names.append(free_name(recipe.output_dir, recipe.name))
+        claim_folder(recipe.model_copy(update={"name": names[-1]}))
     assert names == ["small", "small-2", "small-3"]
     assert load_recipe(tmp_path / "runs" / "small-3" / "recipe.yaml").name == "small-3"
 

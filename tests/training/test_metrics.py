@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from zephyr_jax.training.metrics import MetricsLog, ProgressBar, keep_lines, write_json
+from zephyr_jax.training.metrics import MetricsLog, ProgressBar, keep_lines
 
 
 def _lines(folder):
@@ -90,20 +90,6 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     log.write({"step": 1, "loss": 4.0})
     log.close()
     assert list((tmp_path / "tensorboard").glob("events.*"))
-
-
-def test_json_is_written_whole_and_nothing_else_stays(tmp_path):
-    write_json(tmp_path / "summary.json", {"name": "Zéphyr", "loss": 1.5})
-    write_json(tmp_path / "summary.json", {"loss": 1.0})
-    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8")) == {"loss": 1.0}
-    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
-
-
-def test_a_json_that_cannot_be_written_leaves_the_old_one(tmp_path):
-    write_json(tmp_path / "summary.json", {"loss": 1.0})
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "summary.json", {"loss": object()})
-    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8")) == {"loss": 1.0}
 
 
 def test_the_bar_shows_rate_loss_and_where_it_goes_on(capsys):

@@ -15,7 +15,7 @@ import asyncio
 import collections
 import dataclasses
 import json
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from zephyr_jax.judging.seed_tasks import SEED_TASKS, TOPICS
 from zephyr_jax.judging.session import Session
 from zephyr_jax.recipe import Source
 from zephyr_jax.records import BadRow, InputError, Prompt, Unfinished
+from zephyr_jax.whole_files import open_whole, write_json
 
 FILES = {
     "instructions": "instructions.jsonl",
@@ -119,7 +120,7 @@ class _Feedback:
             for name, _ in steps
             if getattr(self.recipe, name) is not None
         }
-        _write_whole(self.folder / "summary.json", [json.dumps(summary, indent=2, ensure_ascii=False)])
+        write_json(self.folder / "summary.json", summary)
         return summary
 
     def _say_estimate(self) -> None:
@@ -139,8 +140,9 @@ class _Feedback:
         if step.unusable:
             step.counts["unusable"] = dict(sorted(step.unusable.items()))
         # The counts first: the step is done with its file.
-        _write_whole(self._counts_file(name), [json.dumps(step.counts, indent=2, ensure_ascii=False)])
-        _write_whole(file, (json.dumps(row, ensure_ascii=False) for row in rows))
+        write_json(self._counts_file(name), step.counts)
+        with open_whole(file) as stream:
+            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         shown = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in step.counts.items() if value)
         self.session.say(f"{name}: {shown} -> {file}")
 
@@ -259,10 +261,3 @@ def _written_tasks(path: Path) -> list[Prompt]:
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     with path.open("rb") as file:
         return [json.loads(line) for line in file]
-
-
-def _write_whole(path: Path, lines: Iterable[str]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
-    partial.replace(path)

@@ -22,8 +22,9 @@ from zephyr_jax.stages.dsft import DsftData, dsft_eval_batches, dsft_options
 from zephyr_jax.stages.reference import score_all_pairs
 from zephyr_jax.stages.start import Run, StartModel, model_settings, say
 from zephyr_jax.training.loop import evaluate_batches
-from zephyr_jax.training.metrics import keep_lines, write_json
+from zephyr_jax.training.metrics import keep_lines
 from zephyr_jax.training.objectives import sft_objective
+from zephyr_jax.whole_files import write_json
 
 GENERATION_BATCH = 32
 

@@ -13,7 +13,7 @@ from zephyr_jax.recipe import ModelShape
 from zephyr_jax.records import ReadReport
 from zephyr_jax.stages.start import Run, run_facts, say
 from zephyr_jax.training.loop import StageResult
-from zephyr_jax.training.metrics import write_json
+from zephyr_jax.whole_files import write_json
 
 
 def is_done(run: Run, stage: str) -> bool:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -31,8 +29,8 @@ from zephyr_jax.records import InputError
 from zephyr_jax.sharding import replicated
 from zephyr_jax.stages.start import Run, StartModel, chosen_attention, say
 from zephyr_jax.training.loop import placed_step_batch
-from zephyr_jax.training.metrics import write_json
 from zephyr_jax.training.objectives import score_pairs
+from zephyr_jax.whole_files import open_whole, write_json
 
 FIELDS = ("chosen", "rejected", "num_chosen_tokens", "num_rejected_tokens")
 PART_SECONDS = 20.0  # how much work an interruption may cost
@@ -327,7 +325,5 @@ def _changed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    with os.fdopen(handle, "wb") as file:
+    with open_whole(path, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
-    os.replace(temporary, path)

@@ -7,24 +7,15 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from zephyr_jax.whole_files import open_whole
+
 SHOWN_WAIT_SHARE = 0.05
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file whole or not at all: into a temporary file beside it, then renamed."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-    os.replace(temporary, path)
 
 
 def kept_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[str]:
@@ -44,9 +35,9 @@ def kept_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[str]:
 def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Leaves in a file of JSON lines those that `kept_lines` gives; no file is fine."""
     if path.exists():
-        temporary = path.with_suffix(".partial")
-        temporary.write_text("".join(line + "\n" for line in kept_lines(path, keep)), encoding="utf-8")
-        os.replace(temporary, path)
+        lines = kept_lines(path, keep)
+        with open_whole(path) as file:
+            file.writelines(line + "\n" for line in lines)
 
 
 class MetricsLog:
