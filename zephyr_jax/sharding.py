@@ -158,6 +158,14 @@ def local_rows(mesh: jax.sharding.Mesh, num_rows: int) -> slice:
     return slice(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
 
 
+def place_rows(array: np.ndarray, mesh: jax.sharding.Mesh | None) -> np.ndarray | jax.Array:
+    """Sends an array [B, ...] to the devices of the mesh, each its own rows; without a mesh jit places them."""
+    if mesh is None:
+        return array
+    by_rows = NamedSharding(mesh, PartitionSpec(ROW_AXES))
+    return jax.make_array_from_callback(array.shape, by_rows, array.__getitem__)
+
+
 def place_batch(
     batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh, *, num_rows: int | None = None
 ) -> dict[str, jax.Array]:

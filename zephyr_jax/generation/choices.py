@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from zephyr_jax import sharding
 from zephyr_jax.generation.responses import padded_length
@@ -56,8 +55,8 @@ def iterate_choice_logprobs(
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             logprobs_BC = _choice_logprobs(
                 params,
-                _by_rows(prompts_BP, mesh),
-                _by_rows(lengths_B, mesh),
+                sharding.place_rows(prompts_BP, mesh),
+                sharding.place_rows(lengths_B, mesh),
                 jnp.asarray(choice_ids, jnp.int32),
                 shape=shape,
                 result_sharding=None if mesh is None else sharding.replicated(mesh),
@@ -81,10 +80,3 @@ def _choice_logprobs(
     if result_sharding is not None:
         logprobs_BC = jax.lax.with_sharding_constraint(logprobs_BC, result_sharding)
     return logprobs_BC
-
-
-def _by_rows(array: np.ndarray, mesh: jax.sharding.Mesh | None) -> np.ndarray | jax.Array:
-    if mesh is None:
-        return array
-    rows = NamedSharding(mesh, PartitionSpec(sharding.ROW_AXES))
-    return jax.make_array_from_callback(array.shape, rows, lambda index: array[index])

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from zephyr_jax import sharding
 from zephyr_jax.generation.decoding import Decoding, admit, decode, empty_state, make_room
@@ -153,10 +152,12 @@ def iterate_responses(
                 state = admit(
                     params,
                     state,
-                    prompts_NP=_place(admitted[0], mesh),
-                    lengths_N=_place(admitted[1], mesh),
-                    rows_N=_place(_filled(rows, size, batch_size, np.int32), mesh),
-                    indexes_N=_place(_filled([indexes[index] for index in chosen], size, 0, np.uint32), mesh),
+                    prompts_NP=sharding.place_rows(admitted[0], mesh),
+                    lengths_N=sharding.place_rows(admitted[1], mesh),
+                    rows_N=sharding.place_rows(_filled(rows, size, batch_size, np.int32), mesh),
+                    indexes_N=sharding.place_rows(
+                        _filled([indexes[index] for index in chosen], size, 0, np.uint32), mesh
+                    ),
                     seed=np.uint32(seed),
                     decoding=decoding,
                 )
@@ -166,7 +167,7 @@ def iterate_responses(
                 num_ended=np.int32(min(batch_size, answering.count(None) + refill_size)),
                 seed=np.uint32(seed),
                 decoding=decoding,
-                free_B=_place(np.array([index is None for index in answering]), mesh),
+                free_B=sharding.place_rows(np.array([index is None for index in answering]), mesh),
                 num_steps=np.int32(max_new_tokens if has_ended is None else TOKENS_BETWEEN_LOOKS),
                 result_sharding=None if mesh is None else sharding.replicated(mesh),
             )
@@ -197,14 +198,6 @@ def _pad_prompts(prompts: Sequence[np.ndarray], padded: int, *, size: int) -> tu
 
 def _filled(values: Sequence[int], size: int, value: int, dtype: type) -> np.ndarray:
     return np.array([*values, *[value] * (size - len(values))], dtype)
-
-
-def _place(array: np.ndarray, mesh: jax.sharding.Mesh | None) -> np.ndarray | jax.Array:
-    """Sends rows to the devices of the mesh, each its own; without a mesh jit places them."""
-    if mesh is None:
-        return array
-    by_rows = NamedSharding(mesh, PartitionSpec(sharding.ROW_AXES))
-    return jax.make_array_from_callback(array.shape, by_rows, lambda index: array[index])
 
 
 def _check_prompt(index: int, prompt: np.ndarray, *, shape: ModelShape) -> None:
