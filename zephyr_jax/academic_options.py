@@ -10,19 +10,15 @@ academic:
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import model_validator
 
 from zephyr_jax import recipe_file
-from zephyr_jax.recipe import Count, CountOrZero, Flag, Options, Text
+from zephyr_jax.recipe import Count, CountOrZero, Flag, OneOrSeveral, Options, Text
 
 GENERATED = ("gsm8k", "ifeval")
 WITHOUT_SHOTS = ("truthfulqa_mc1", "truthfulqa_mc2", "ifeval")
-
-
-def _several(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
 
 
 class AcademicTaskOptions(Options):
@@ -113,7 +109,7 @@ class AcademicOptions(Options):
       harness: what lm-evaluation-harness asks.
     """
 
-    model: Annotated[tuple[Text, ...], BeforeValidator(_several)]
+    model: Annotated[tuple[Text, ...], OneOrSeveral]
     dtype: Literal["float32", "bfloat16"] | None = None
     batch_size: Count = 16
     tasks: tuple[AcademicTaskOptions, ...] = ()

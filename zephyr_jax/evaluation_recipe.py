@@ -11,16 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from zephyr_jax import recipe_file, yaml_nodes
 from zephyr_jax.academic_options import AcademicOptions
-from zephyr_jax.recipe import Count, Flag, FolderName, Options, Seed, Share, Text
+from zephyr_jax.recipe import Count, Flag, FolderName, OneOrSeveral, Options, Seed, Share, Text
 from zephyr_jax.respondent_options import Budget, Calls, ModelOptions, Temperature, models_as_tree
-
-
-def _several(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
 
 
 def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -29,8 +25,8 @@ def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-Files = Annotated[tuple[Text, ...], BeforeValidator(_several), Field(min_length=1)]
-Names = Annotated[tuple[Text, ...], BeforeValidator(_several), Field(min_length=1), AfterValidator(_each_once)]
+Files = Annotated[tuple[Text, ...], OneOrSeveral, Field(min_length=1)]
+Names = Annotated[tuple[Text, ...], OneOrSeveral, Field(min_length=1), AfterValidator(_each_once)]
 _NOTHING_TO_JUDGE = "got none, wanted files, or the block answering, whose answers are then judged"
 
 # FastChat's, by MT-Bench's categories.

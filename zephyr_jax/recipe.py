@@ -45,7 +45,12 @@ def _given(text: str) -> str:
     return text
 
 
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
 Text = Annotated[str, Field(strict=True), AfterValidator(_given)]
+OneOrSeveral = BeforeValidator(_listed)  # of a list of texts, which may be written as one text
 FolderName = Annotated[str, Field(strict=True), AfterValidator(_folder_name)]
 Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=1)]

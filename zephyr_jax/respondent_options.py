@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from zephyr_jax import recipe_file
-from zephyr_jax.recipe import Count, NonNegative, Options, Positive, Text
+from zephyr_jax.recipe import Count, NonNegative, OneOrSeveral, Options, Positive, Text
 
 Temperature = NonNegative
 
@@ -28,11 +28,7 @@ def _server(url: str) -> str:
     return url.rstrip("/")
 
 
-def _several(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
-Servers = Annotated[tuple[Annotated[Text, AfterValidator(_server)], ...], BeforeValidator(_several)]
+Servers = Annotated[tuple[Annotated[Text, AfterValidator(_server)], ...], OneOrSeveral]
 
 
 class Price(Options):
