@@ -82,9 +82,9 @@ class Peers:
         """
         return [value]
 
-    def first_says(self, what: str, make: Callable[[], Value], *, seconds: float = WAIT_SECONDS) -> Value:
+    def first_says(self, what: str, make: Callable[[], Value]) -> Value:
         """What `make` gives in process 0, in all of them; it is called there alone. Values as of `gather`."""
-        value: Value = self.gather(what, make() if self.is_first else None, seconds=seconds)[0]
+        value: Value = self.gather(what, make() if self.is_first else None)[0]
         return value
 
     def any(self, what: str, flag: bool) -> bool:

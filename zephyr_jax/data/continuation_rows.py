@@ -61,12 +61,10 @@ class Forks:
     Attributes:
       forks: in the order of their first requests.
       num_truncated: requests whose context lost tokens from its start.
-      num_requested_tokens: tokens of all requests, a context counted with each of its continuations.
     """
 
     forks: tuple[Fork, ...]
     num_truncated: int
-    num_requested_tokens: int
 
 
 def truncate(context: Sequence[int], continuation: Sequence[int], *, max_length: int) -> Sequence[int]:
@@ -88,18 +86,17 @@ def fork_requests(
       The forks. Requests whose contexts are cut at different places do not share them.
     """
     by_context: dict[bytes, dict[bytes, list[int]]] = {}
-    num_truncated = num_tokens = 0
+    num_truncated = 0
     for index, (context, continuation) in enumerate(requests):
         assert len(context) and 0 < len(continuation) <= max_length, (len(context), len(continuation))
         kept = truncate(context, continuation, max_length=max_length)
         num_truncated += len(kept) < len(context)
-        num_tokens += len(kept) + len(continuation) - 1
         siblings = by_context.setdefault(_key(kept), {})
         siblings.setdefault(_key(continuation), []).append(index)
     forks: list[Fork] = []
     for key, siblings in by_context.items():
         forks += _forks(_ids(key), [(_ids(ids), tuple(who)) for ids, who in siblings.items()], max_branches)
-    return Forks(tuple(forks), num_truncated, num_tokens)
+    return Forks(tuple(forks), num_truncated)
 
 
 def _key(ids: Sequence[int]) -> bytes:

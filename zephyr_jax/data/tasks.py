@@ -71,22 +71,6 @@ def iterate_task_rows(kind: Literal["chat", "preferences"], split: str) -> Itera
     return _teacher_rows(train)
 
 
-def is_right(prompt: str, answer: str) -> bool:
-    """Says whether `answer`, white space at its ends aside, is exactly the right answer to `prompt`.
-
-    Args:
-      prompt: a question of this data set, of either split.
-      answer: what a model made of it.
-
-    Raises:
-      ValueError: the prompt is not one of this data set.
-    """
-    right = _answer_key().get(prompt)
-    if right is None:
-        raise ValueError(f"got the prompt {prompt!r}, wanted one of the built-in tasks, which alone have an answer key")
-    return answer.strip() == right
-
-
 def _teacher_rows(questions: tuple[_Question, ...]) -> Iterator[dict[str, Any]]:
     rng = random.Random(_CHAT_SEED)
     for _ in range(NUM_CHAT_TRAIN_ROWS):
@@ -111,12 +95,6 @@ def _preference_row(question: _Question) -> dict[str, Any]:
 def _identity(question: _Question) -> dict[str, str]:
     prompt_id = hashlib.sha256(question.prompt.encode()).hexdigest()
     return {"prompt": question.prompt, "prompt_id": prompt_id, "family": question.family}
-
-
-@functools.cache
-def _answer_key() -> dict[str, str]:
-    train, held_out = _questions()
-    return {question.prompt: question.right for question in (*train, *held_out)}
 
 
 @functools.cache

@@ -44,10 +44,5 @@ class ReplayJudge:
             raise CallFailed(f"no further answer is stored to the question that begins {text[:80]!r}")
         return answers.popleft()
 
-    @property
-    def num_left(self) -> int:
-        """Stored answers that nobody has asked for."""
-        return sum(map(len, self._left.values()))
-
     async def close(self) -> None:
         """Nothing to let go."""

@@ -2,7 +2,7 @@
 
 The programs are those that `train` runs, compiled ahead of time, on the recipe's own rows: the train step with its
 state updated in place, and the reference pass. Nothing is written to the run's folder; what is learnt is thrown away.
-Not here: the table and what the figures are compared with (bench.py), how FLOPs are counted (planning/).
+Not here: the table and what the figures are compared with (timing_report.py), how FLOPs are counted (planning/).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -122,11 +121,6 @@ class Timing:
     def total(self, field: str) -> int:
         """A field of StepWork, over all measured steps."""
         return sum(getattr(work, field) for work in self.works)
-
-    @property
-    def median_seconds(self) -> float:
-        """Of a step."""
-        return statistics.median(self.step_seconds)
 
 
 def time_stages(run: Run, *, num_steps: int, profile: Path | None = None) -> Iterator[Timing]:
