@@ -51,6 +51,9 @@ BASE = (
     "launchers",
     "hub",
     "peers",
+    "gguf_file",
+    "whole_files",
+    "run_folder",
 )
 WITHOUT_JAX = (*BASE[1:], "data", "reporting")
 JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
@@ -74,7 +77,7 @@ DOORS = {
     "huggingface_hub": ("data", "model"),
     "filelock": ("compilation",),
     "safetensors": ("model",),
-    "gguf": ("model", "data.tokenizer_files"),
+    "gguf": ("model",),
     "flax": ("model",),
     "optax": ("training.optimizer", "training.step", "training.sharded_step"),
     "orbax": ("training.checkpoint",),

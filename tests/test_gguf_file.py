@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zephyr_jax.model.gguf_file import read_header
+from zephyr_jax.gguf_file import read_header
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf: extra [smollm2]")
 

@@ -1,7 +1,7 @@
 """The header of a GGUF file: its metadata, and where each tensor lies.
 
 The package `gguf` reads headers too, but takes seconds for one with a tokenizer in it; this takes a tenth of one. What
-the quantised bytes mean is left to `gguf.quants` (see builtin.py). No JAX.
+the quantised bytes mean is left to `gguf.quants` (see model/builtin.py). No JAX.
 
 Format, version 3 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), little-endian: the magic number, version,
 number of tensors, number of metadata pairs; the pairs; name, sizes, type and offset of each tensor; aligned, the data.

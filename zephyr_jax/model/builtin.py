@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zephyr_jax.model import gguf_file, tensor_names
+from zephyr_jax import gguf_file
+from zephyr_jax.model import tensor_names
 from zephyr_jax.model.weight_source import TensorReader, WeightSource, check_tensors
 from zephyr_jax.recipe import ModelShape
 from zephyr_jax.records import InputError
@@ -61,11 +62,6 @@ def smollm2_shape() -> ModelShape:
         tie_word_embeddings=True,
         max_position_embeddings=8192,
     )
-
-
-def is_installed() -> bool:
-    """Whether the package that carries the model is there, and the one that reads its numbers."""
-    return all(importlib.util.find_spec(name) is not None for name in (_PACKAGE, "gguf"))
 
 
 def find_smollm2_file() -> Path:
