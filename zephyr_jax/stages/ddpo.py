@@ -6,29 +6,28 @@ RUN/ddpo/: metrics.jsonl, checkpoints/, model/, summary.json. Policy and referen
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 
 from zephyr_jax.data.encoded import EncodedPairs
 from zephyr_jax.data.loader import PairBatches
-from zephyr_jax.data.tokenised import Keeping, TokenisedRows, load_pairs
-from zephyr_jax.model.mistral import ModelSettings, Params, abstract_params
-from zephyr_jax.peers import ALONE
-from zephyr_jax.recipe import Ddpo, Source
-from zephyr_jax.records import InputError, PreferencePair, ReadReport
+from zephyr_jax.data.tokenised import load_pairs
+from zephyr_jax.model.mistral import ModelSettings, abstract_params
+from zephyr_jax.recipe import Ddpo
+from zephyr_jax.records import PreferencePair
 from zephyr_jax.sharding import num_row_shards
 from zephyr_jax.stages.outcome import finish_stage
 from zephyr_jax.stages.reference import Arrays, reference_log_probs
+from zephyr_jax.stages.stage_data import StageData, load_stage_data
 from zephyr_jax.stages.start import (
     OnEvaluation,
     Run,
     StartModel,
     base_model,
+    evaluation,
     model_settings,
     run_facts,
     say,
@@ -45,19 +44,7 @@ from zephyr_jax.training.objectives import dpo_objective
 START_TOLERANCE = {"float32": 1e-3, "bfloat16": 4.0}
 
 
-@dataclasses.dataclass(frozen=True)
-class DdpoData:
-    """The stage's pairs, tokenised: the reports say what was read, cut and dropped."""
-
-    train: EncodedPairs
-    train_report: ReadReport
-    eval: EncodedPairs | None
-    eval_report: ReadReport | None
-    eval_rows: tuple[PreferencePair, ...]
-
-    def reports(self) -> dict[str, ReadReport]:
-        """Reports by split."""
-        return {"train": self.train_report} | ({"eval": self.eval_report} if self.eval_report else {})
+DdpoData = StageData[PreferencePair, EncodedPairs]
 
 
 def ddpo_options(run: Run) -> Ddpo:
@@ -68,46 +55,18 @@ def ddpo_options(run: Run) -> Ddpo:
 
 
 def load_ddpo_data(run: Run, *, keep: bool = True) -> DdpoData:
-    """Reads, checks and tokenises the stage's pairs, or finds them tokenised.
-
-    Args:
-      run: the run.
-      keep: whether what is tokenised is kept for the next time.
-
-    Raises:
-      InputError: a source cannot be read, too many rows are bad, or nothing usable is left.
-    """
-    data = ddpo_options(run).data
-    train = _load(run, "train", data.train, keep=keep)
-    if not data.eval:
-        return DdpoData(train.encoded, train.report, None, None, ())
-    held_out = _load(run, "eval", data.eval, keep=keep)
-    assert held_out.records is not None  # asked for
-    return DdpoData(train.encoded, train.report, held_out.encoded, held_out.report, tuple(held_out.records))
-
-
-def _load(
-    run: Run, split: str, sources: tuple[Source, ...], *, keep: bool
-) -> TokenisedRows[PreferencePair, EncodedPairs]:
+    """The stage's pairs; arguments and errors as of `load_stage_data`."""
     options = ddpo_options(run)
-    loaded = load_pairs(
-        sources,
-        run.tokenizer,
-        name=f"ddpo {split}",
-        keeping=Keeping(Path(run.recipe.output_dir) / "tokenised", writes=keep),
-        seed=run.recipe.seed,
-        max_bad_rows=options.max_bad_rows,
-        max_length=options.max_length,
+    return load_stage_data(
+        run,
+        "ddpo",
+        options,
+        load_pairs,
+        unit="pair",
+        keep=keep,
         max_prompt_length=options.max_prompt_length,
         row_length=options.row_length if options.layout == "packed" else None,
-        wants_records=split == "eval",
-        peers=run.peers if keep else ALONE,
     )
-    if len(loaded.encoded) == 0:
-        names, report = ", ".join(source.source for source in sources), loaded.report
-        num_rows = report.num_rows - len(report.bad_rows)
-        raise InputError(f"{names}: no pair is left of {num_rows} rows: {report.dropped}; raise ddpo.max_length")
-    return loaded
 
 
 def ddpo_batches(run: Run, pairs: EncodedPairs) -> PairBatches:
@@ -163,7 +122,7 @@ def run_ddpo(run: Run, data: DdpoData, *, on_evaluation: OnEvaluation) -> None:
         eval_batches = ordered_batches(run, data.eval)
         complete_eval = functools.partial(add_reference, _reference(run, start, data.eval, settings, split="eval"))
         measure = evaluate_batches(objective, eval_batches, complete=complete_eval, mesh=run.mesh)
-        evaluate = functools.partial(_evaluate, measure, on_evaluation)
+        evaluate = evaluation("ddpo", measure, on_evaluation)
     folder = run.folder / "ddpo"
     folder.mkdir(parents=True, exist_ok=True)
     task = StageTask(
@@ -235,11 +194,3 @@ def check_start(options: Ddpo, compute_dtype: str, metrics: Mapping[str, float])
         f"ddpo: checked that the policy starts at its reference: loss {metrics['loss']:.6f}, at zero margin "
         f"{name} = {wanted:.6f}; largest |margin| / beta {margin:.1e} nats (at most {tolerance:g} in {compute_dtype})"
     )
-
-
-def _evaluate(
-    measure: Callable[[Params], dict[str, float]], on_evaluation: OnEvaluation, params: Params, step: int
-) -> dict[str, float]:
-    values = measure(params)
-    on_evaluation("ddpo", params, step)
-    return values

@@ -5,38 +5,29 @@ Reads the base model and dialogues; writes RUN/dsft/: metrics.jsonl, checkpoints
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Callable
-from pathlib import Path
-
 from zephyr_jax.data.encoded import EncodedConversations
 from zephyr_jax.data.loader import SftBatches
-from zephyr_jax.data.tokenised import Keeping, TokenisedRows, load_conversations
-from zephyr_jax.model.mistral import Params, abstract_params
-from zephyr_jax.peers import ALONE
-from zephyr_jax.recipe import Dsft, Source
-from zephyr_jax.records import Conversation, InputError, ReadReport
+from zephyr_jax.data.tokenised import load_conversations
+from zephyr_jax.model.mistral import abstract_params
+from zephyr_jax.recipe import Dsft
+from zephyr_jax.records import Conversation
 from zephyr_jax.sharding import num_row_shards
 from zephyr_jax.stages.outcome import finish_stage
-from zephyr_jax.stages.start import OnEvaluation, Run, base_model, model_settings, run_facts, say, say_attention
+from zephyr_jax.stages.stage_data import StageData, load_stage_data
+from zephyr_jax.stages.start import (
+    OnEvaluation,
+    Run,
+    base_model,
+    evaluation,
+    model_settings,
+    run_facts,
+    say,
+    say_attention,
+)
 from zephyr_jax.training.loop import StageTask, evaluate_batches, run_stage
 from zephyr_jax.training.objectives import sft_objective
 
-
-@dataclasses.dataclass(frozen=True)
-class DsftData:
-    """The stage's rows, tokenised: the reports say what was read, cut and dropped."""
-
-    train: EncodedConversations
-    train_report: ReadReport
-    eval: EncodedConversations | None
-    eval_report: ReadReport | None
-    eval_rows: tuple[Conversation, ...]
-
-    def reports(self) -> dict[str, ReadReport]:
-        """Reports by split."""
-        return {"train": self.train_report} | ({"eval": self.eval_report} if self.eval_report else {})
+DsftData = StageData[Conversation, EncodedConversations]
 
 
 def dsft_options(run: Run) -> Dsft:
@@ -47,45 +38,11 @@ def dsft_options(run: Run) -> Dsft:
 
 
 def load_dsft_data(run: Run, *, keep: bool = True) -> DsftData:
-    """Reads, checks and tokenises the stage's dialogues, or finds them tokenised.
-
-    Args:
-      run: the run.
-      keep: whether what is tokenised is kept for the next time.
-
-    Raises:
-      InputError: a source cannot be read, too many rows are bad, or nothing usable is left.
-    """
-    data = dsft_options(run).data
-    train = _load(run, "train", data.train, keep=keep)
-    if not data.eval:
-        return DsftData(train.encoded, train.report, None, None, ())
-    held_out = _load(run, "eval", data.eval, keep=keep)
-    assert held_out.records is not None  # asked for
-    return DsftData(train.encoded, train.report, held_out.encoded, held_out.report, tuple(held_out.records))
-
-
-def _load(
-    run: Run, split: str, sources: tuple[Source, ...], *, keep: bool
-) -> TokenisedRows[Conversation, EncodedConversations]:
+    """The stage's dialogues; arguments and errors as of `load_stage_data`."""
     options = dsft_options(run)
-    loaded = load_conversations(
-        sources,
-        run.tokenizer,
-        name=f"dsft {split}",
-        keeping=Keeping(Path(run.recipe.output_dir) / "tokenised", writes=keep),
-        seed=run.recipe.seed,
-        max_bad_rows=options.max_bad_rows,
-        max_length=options.max_length,
-        loss_on=options.loss_on,
-        wants_records=split == "eval",
-        peers=run.peers if keep else ALONE,
+    return load_stage_data(
+        run, "dsft", options, load_conversations, unit="dialogue", keep=keep, loss_on=options.loss_on
     )
-    if len(loaded.encoded) == 0:
-        names, report = ", ".join(source.source for source in sources), loaded.report
-        num_rows = report.num_rows - len(report.bad_rows)
-        raise InputError(f"{names}: no dialogue is left of {num_rows} rows: {report.dropped}; raise dsft.max_length")
-    return loaded
 
 
 def dsft_batches(run: Run, data: DsftData) -> SftBatches:
@@ -147,7 +104,7 @@ def run_dsft(run: Run, data: DsftData, *, on_evaluation: OnEvaluation) -> None:
     evaluate = None
     if eval_batches is not None:
         measure = evaluate_batches(objective, eval_batches, complete=lambda batch: batch, mesh=run.mesh)
-        evaluate = functools.partial(_evaluate, measure, on_evaluation)
+        evaluate = evaluation("dsft", measure, on_evaluation)
     folder = run.folder / "dsft"
     folder.mkdir(parents=True, exist_ok=True)
     task = StageTask(
@@ -166,11 +123,3 @@ def run_dsft(run: Run, data: DsftData, *, on_evaluation: OnEvaluation) -> None:
     )
     result = run_stage(task, mesh=run.mesh, peers=run.peers)
     finish_stage(run, "dsft", result=result, shape=start.shape, reports=data.reports(), batches=batches)
-
-
-def _evaluate(
-    measure: Callable[[Params], dict[str, float]], on_evaluation: OnEvaluation, params: Params, step: int
-) -> dict[str, float]:
-    values = measure(params)
-    on_evaluation("dsft", params, step)
-    return values

@@ -31,7 +31,7 @@ from zephyr_jax.recipe import ModelShape, Recipe, RowLayout
 from zephyr_jax.records import InputError, ReadReport
 from zephyr_jax.sharding import describe_mesh, make_mesh, tree_shardings
 
-OnEvaluation = Callable[[str, Params, int], None]
+OnEvaluation = Callable[[str, Params, int], None]  # (stage, params, step): sample answers
 
 LAYOUT_NAMES = {
     "plain": "plain rows",
@@ -44,6 +44,19 @@ LAYOUT_NAMES = {
 def say(text: str) -> None:
     """A line on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def evaluation(
+    stage: str, measure: Callable[[Params], dict[str, float]], on_evaluation: OnEvaluation
+) -> Callable[[Params, int], dict[str, float]]:
+    """(params, step) -> metrics: what a stage's loop calls at every evaluation."""
+
+    def evaluate(params: Params, step: int) -> dict[str, float]:
+        values = measure(params)
+        on_evaluation(stage, params, step)
+        return values
+
+    return evaluate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """One optimizer update as a pure function, the same for both stages.
 
-Not here: jit, shardings and donation (loop.py places things), what the loss is (objectives.py).
+Not here: jit, shardings and donation (sharded_step.py), what the loss is (objectives.py).
 """
 
 from __future__ import annotations
