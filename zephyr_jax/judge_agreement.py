@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=42, help="draws intervals and items (%(default)s)")
     asked = parser.add_argument_group("with --judge-model")
     asked.add_argument("--config", metavar="FILE", help="an evaluation recipe: its models, budget and calls")
+    asked.add_argument("overrides", nargs="*", metavar="key.path=value", help="changes to that recipe, after its name")
     asked.add_argument("--items", type=int, default=100, help="judgments to judge again (%(default)s)")
     asked.add_argument("--prompts", metavar="FILE", help="FastChat's judge_prompts.jsonl, for its judgments, reviews")
     asked.add_argument("--prompt", metavar="FILE", help="AlpacaEval's prompt, for its annotations")
@@ -67,6 +68,8 @@ def _run(arguments: argparse.Namespace) -> None:
     sampling = Sampling(seed=arguments.seed)
     if arguments.out is not None and not Path(arguments.out).parent.is_dir():
         raise InputError(f"--out {arguments.out}: there is no folder {Path(arguments.out).parent}; wanted one that is")
+    if arguments.overrides and arguments.config is None:
+        raise InputError(f"got {arguments.overrides[0]}, which changes a recipe; wanted --config FILE before it")
     rows: list[Any] = []
     if arguments.judge_model is None:
         options = AgreementOptions(judge=tuple(arguments.judge), reference=tuple(arguments.reference))
@@ -112,7 +115,7 @@ def _ask(arguments: argparse.Namespace, sampling: Sampling) -> tuple[AgreementRe
             budget=Budget(),
         )
     else:
-        recipe = load_evaluation_recipe(arguments.config)
+        recipe = load_evaluation_recipe(arguments.config, arguments.overrides)
         if name not in recipe.models:
             known = ", ".join(recipe.models) or "none"
             raise InputError(f"--judge-model: got {name!r}, wanted one of the models of {arguments.config} ({known})")

@@ -145,6 +145,7 @@ def test_what_the_items_need_is_asked_for(tmp_path: Path, capsys) -> None:
             (annotations, "--prompt: got none, but"),
             ([*annotations, "--prompt", prompt, "--outputs", ours], "of theirs, of which 0 were given"),
             (["--reference", gradings, *prompts, "--items", "0"], "--items: got 0, wanted at least 1"),
+            (["budget.request=1", "--reference", gradings, *prompts], "did you mean 'budget.requests'?"),
             (["--reference", write(tmp_path / "n.jsonl", [a_grading(1, -1)]), *prompts], "no judgment that could be"),
         ):
             assert message in _measured(tmp_path, capsys, *arguments, status=2)[1]
@@ -154,5 +155,7 @@ def test_what_the_items_need_is_asked_for(tmp_path: Path, capsys) -> None:
     command = ["--judge-model", "nobody", "--config", str(tmp_path / "recipe.yaml"), "--reference", gradings]
     assert judge_agreement.main(command) == 2
     assert "--judge-model: got 'nobody', wanted one of the models of" in capsys.readouterr().err
+    assert judge_agreement.main(["budget.requests=1", "--judge-model", "x", "--reference", gradings]) == 2
+    assert "wanted --config FILE before it" in capsys.readouterr().err
     assert evaluate.main(["--config", str(tmp_path / "recipe.yaml"), f"agreement=[{{measured: {gradings}}}]"]) == 2
     assert "wanted what judge_agreement --out wrote" in capsys.readouterr().err

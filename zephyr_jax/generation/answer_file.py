@@ -7,12 +7,12 @@ never mixed with new ones. No JAX.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from zephyr_jax.records import InputError
+from zephyr_jax.whole_files import write_json
 
 RESULT_FIELDS = ("response", "num_tokens", "finish_reason", "error")
 
@@ -67,10 +67,7 @@ def open_answer_file(
             _check_settings(file, settings_file, settings)
             _check_rows(file, lines, rows)
         else:
-            # First, so that no line is ever without its settings; renamed, so that they are never half written.
-            unfinished = settings_file.with_name(settings_file.name + ".unfinished")
-            unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-            os.replace(unfinished, settings_file)
+            write_json(settings_file, settings)  # first, so that no line is ever without its settings
         stream.truncate(num_bytes)
     except BaseException:
         stream.close()

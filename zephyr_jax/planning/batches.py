@@ -52,7 +52,7 @@ def assume_batch(options: Dsft | Ddpo, *, row_multiple: int, rows_per_step: int 
     Args:
       options: the stage's block.
       row_multiple: every micro-batch has a multiple of so many rows: the devices that share them.
-      rows_per_step: rows of an optimizer step, for packed pairs; None: from MEAN_PAIR_TOKENS.
+      rows_per_step: rows of an optimizer step, for packed pairs; None: from MEAN_PAIR_SHARE.
 
     Raises:
       InputError: rows were given where the recipe has them already.
