@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.fastchat_rows import a_grading, a_pair, a_question, write
+from tests.stages.small_runs import make_recipe
 from zephyr_jax import evaluate, judge_agreement
 from zephyr_jax.evaluation.mt_bench import CATEGORIES
 from zephyr_jax.evaluation.published import MT_BENCH
 from zephyr_jax.evaluation_recipe import evaluation_recipe_to_yaml, load_evaluation_recipe
+from zephyr_jax.recipe import recipe_to_yaml
 from zephyr_jax.records import InputError
 
 
@@ -110,12 +112,39 @@ def test_json_goes_to_stdout_alone_and_the_same_seed_gives_the_same(recipe: Path
     assert capsys.readouterr().out == first
 
 
+def test_results_of_another_recipe_are_not_written_over(recipe: Path, tmp_path: Path, capsys) -> None:
+    """As `train` has it; what decides no result may change, and --new-run takes the next free name."""
+    assert evaluate.main(["--config", str(recipe)]) == 0
+    file = tmp_path / "runs/small/evaluation/results.json"
+    before = file.read_bytes()
+    assert evaluate.main(["--config", str(recipe), "budget.requests=5", "models={m: {model: x}}"]) == 2
+    assert evaluate.main(["--config", str(recipe), "budget.requests=5"]) == 0
+    capsys.readouterr()
+    assert evaluate.main(["--config", str(recipe), "mt_bench=null", "seed=1"]) == 2
+    said = capsys.readouterr().err
+    assert "seed: 42 -> 1" in said and "mt_bench" in said and "--new-run" in said and file.read_bytes() == before
+    assert evaluate.main(["--config", str(recipe), "seed=1", "--new-run"]) == 0
+    assert (tmp_path / "runs/small-2/evaluation/results.json").exists() and file.read_bytes() == before
+    assert evaluate.main(["--config", str(recipe), "name=trained", "--new-run"]) == 0  # free: it has no results
+    assert (tmp_path / "runs/trained/evaluation/results.json").exists()
+
+
 def test_the_page_shows_the_radar_beside_published_models(recipe: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pictures need matplotlib (extra [report])")
     assert evaluate.main(["--config", str(recipe), "report=true", "name=page"]) == 0
     page = (tmp_path / "runs/page/evaluation/report.html").read_text(encoding="utf-8")
     assert 'aria-label="MT-Bench categories of ours and theirs"' in page and "GPT-3.5-turbo" in page
     assert MT_BENCH[0].source in page and page.count("<svg") == 3
+
+
+def test_the_page_of_the_training_run_of_that_name_has_the_results(recipe: Path, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib (extra [report])")
+    page = tmp_path / "runs/small/report.html"
+    page.parent.mkdir(parents=True)
+    (page.parent / "recipe.yaml").write_text(recipe_to_yaml(make_recipe(tmp_path)))
+    assert evaluate.main(["--config", str(recipe), "report=true"]) == 0
+    assert "ours against base" in page.read_text(encoding="utf-8")
+    assert f"report: {page}" in capsys.readouterr().err
 
 
 def test_published_categories_average_to_the_published_score() -> None:
@@ -153,7 +182,11 @@ def test_published_categories_average_to_the_published_score() -> None:
         ("mt_bench.judging={answers: a, rules: r, max_tries: 3}", "judging.max_tries: got a value, but rules are no"),
         ("mt_bench.judging={answers: a, rules: r, repetitions: 2}", "rules say the same each time"),
         ("alpaca_eval.judging={outputs: a, baseline: b, rules: r, both_orders: true}", "rules look at no order"),
-        ("agreement=[{judge: a}]", r"agreement\[0\]: got judge, wanted judge and reference, or measured alone"),
+        (
+            "agreement=[{judge: a}]",
+            r"agreement\[0\]: got judge, wanted reference .*, judge and reference, or measured",
+        ),
+        ("agreement=[{reference: a}]", "agreement.0: got a reference alone, but nothing is judged here"),
         ("agreement=[{judge: a, reference: b, measured: c}]", "got judge and reference and measured, wanted"),
         ("models={j: {model: x, concurrency: 3}}", "models.j.concurrency: got a value, but without base_url"),
         ("alpaca_eval.length_control={}", "length_control.file: got none, wanted AlpacaEval's df_gamed.csv"),

@@ -20,7 +20,7 @@ from zephyr_jax.evaluation.mt_bench import CATEGORIES
 from zephyr_jax.recipe import recipe_to_yaml
 from zephyr_jax.reporting.blocks import Block, Intervals, Radar, Sentences
 from zephyr_jax.reporting.plots import MAX_POINTS
-from zephyr_jax.stages.run_report import report_after_training
+from zephyr_jax.stages.run_report import renewed_report
 
 pytestmark = pytest.mark.usefixtures("needs_matplotlib")
 
@@ -171,16 +171,16 @@ def test_the_page_goes_where_it_is_told_and_nothing_half_written_stays(run: Path
     monkeypatch.setattr("zephyr_jax.stages.run_report.run_page", lambda *_, **__: 1 / 0)
     assert report.main([str(run), "--out", str(out)]) == 1 and out.read_bytes() == before
     assert not list(tmp_path.glob("*.partial"))
-    assert report_after_training(run).startswith("report: not written (ZeroDivisionError")
+    assert renewed_report(run).startswith("report: not written (ZeroDivisionError")
     monkeypatch.undo()
-    assert report_after_training(run) == f"report: {run / 'report.html'}"
-    assert report_after_training(run) == f"report: {run / 'report.html'} is there already"
+    assert renewed_report(run) == f"report: {run / 'report.html'}"
+    assert renewed_report(run) == f"report: {run / 'report.html'} is there already"
 
 
 def test_without_matplotlib_both_ways_say_what_to_install(run: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert report.main([str(run)]) == 2 and "pip install 'zephyr-jax[report]'" in capsys.readouterr().err
-    said = report_after_training(run)
+    said = renewed_report(run)
     assert "pip install 'zephyr-jax[report]'" in said and f"python -m zephyr_jax.report {run}" in said
     assert not (run / "report.html").exists()
 

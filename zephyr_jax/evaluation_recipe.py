@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, model_validator
 from zephyr_jax import recipe_file, yaml_nodes
 from zephyr_jax.academic_options import AcademicOptions
 from zephyr_jax.recipe import Count, Flag, FolderName, OneOrSeveral, Options, Seed, Share, Text
-from zephyr_jax.respondent_options import Budget, Calls, ModelOptions, Temperature, models_as_tree
+from zephyr_jax.respondent_options import Budget, Calls, ModelOptions, Temperature, deciding_of_models, models_as_tree
 
 
 def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -199,7 +199,8 @@ class BenchJudgingOptions(Options):
     Attributes:
       answers: files of answers, in FastChat's format; beside those that were just given, where models answer.
       prompts: FastChat's judge_prompts.jsonl.
-      references: answers that math, reasoning and coding are judged beside, in FastChat's format.
+      references: answers that math, reasoning and coding are judged beside, in FastChat's format; null: those that
+        stand in the questions' own rows.
       judge: the model of `models` that judges.
       replay: instead, files of one judge's judgments; an answer whose very prompt is not in them stays without one.
       rules: instead, a file of rules (see evaluation/rule_judging.py); a turn without one stays unjudged.
@@ -244,7 +245,7 @@ class MtBenchOptions(Options):
     """MT-Bench from judgments, stored ones or those of a judge, or both.
 
     Attributes:
-      questions: FastChat's question.jsonl: a file, or another source of its rows.
+      questions: FastChat's question.jsonl, or another source of such rows: hf:HuggingFaceH4/mt_bench_prompts:train.
       limit: so many of them are answered and judged, the first of every category, then the second ...; null: all.
       question_ids: instead, these are.
       judgments: files of gradings and pairs, in FastChat's format.
@@ -278,7 +279,7 @@ class AgreementOptions(Options):
     """How a judge agrees with a reference on the items that both judged; it stands beside every score of the judge.
 
     Attributes:
-      judge: files of its judgments.
+      judge: files of its judgments; null: what the recipe's own judges say, or one that replays, or rules.
       reference: files of a judge that is trusted more, such as GPT-4.
       measured: instead of both, what `judge_agreement --out` wrote.
     """
@@ -290,9 +291,10 @@ class AgreementOptions(Options):
     @model_validator(mode="after")
     def _check(self) -> AgreementOptions:
         given = [key for key in ("judge", "reference", "measured") if getattr(self, key) is not None]
-        if given not in (["judge", "reference"], ["measured"]):
+        if given not in (["judge", "reference"], ["reference"], ["measured"]):
             got = " and ".join(given) or "nothing"
-            recipe_file.raise_problems([("", f"got {got}, wanted judge and reference, or measured alone")])
+            wanted = "reference (of the recipe's own judges), judge and reference, or measured alone"
+            recipe_file.raise_problems([("", f"got {got}, wanted {wanted}")])
         return self
 
 
@@ -328,6 +330,11 @@ class EvaluationRecipe(Options):
                 if name not in self.models
             ]
         )
+        judged = any(block and block.judging for block in (self.alpaca_eval, self.mt_bench))
+        own = [place for place, options in enumerate(self.agreement) if not options.judge and not options.measured]
+        if own and not judged:
+            missing = "got a reference alone, but nothing is judged here; wanted the files of a judge too, or judging"
+            recipe_file.raise_problems([(f"agreement.{place}", missing) for place in own])
         if self.alpaca_eval is None and self.mt_bench is None and self.academic is None and not self.agreement:
             recipe_file.raise_problems(
                 [("", "has none of the blocks alpaca_eval, mt_bench, academic, agreement; wanted at least one")]
@@ -353,6 +360,16 @@ class EvaluationRecipe(Options):
 def load_evaluation_recipe(path: str | Path, overrides: Sequence[str] = ()) -> EvaluationRecipe:
     """Reads a recipe and applies overrides; see `load_recipe`."""
     return recipe_file.read_options(EvaluationRecipe, path, overrides=overrides)
+
+
+def result_differences(old: EvaluationRecipe, new: EvaluationRecipe) -> list[str]:
+    """What changed of all that decides the results, a line per dotted key; [] when nothing did."""
+
+    def deciding(recipe: EvaluationRecipe) -> dict[str, Any]:
+        tree: dict[str, Any] = recipe.model_dump(mode="json", exclude={"output_dir", "report", "budget", "calls"})
+        return tree | {"models": deciding_of_models(recipe.models)}
+
+    return recipe_file.differences(deciding(old), deciding(new))
 
 
 def evaluation_recipe_to_yaml(recipe: EvaluationRecipe) -> str:

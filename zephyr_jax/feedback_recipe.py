@@ -27,7 +27,7 @@ from zephyr_jax.recipe import (
     Source,
     Text,
 )
-from zephyr_jax.respondent_options import Budget, Calls, ModelOptions, Temperature, models_as_tree
+from zephyr_jax.respondent_options import Budget, Calls, ModelOptions, Temperature, deciding_of_models, models_as_tree
 
 
 class InstructionOptions(Options):
@@ -196,10 +196,6 @@ def load_feedback_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Fee
 
 # What may change between two sessions of a run: it decides when and by whom calls are made, not what they say.
 _FREE_KEYS = ("budget", "calls", "max_failed")
-_FREE_MODEL_KEYS = (
-    "base_url", "api_key_env", "concurrency", "timeout_seconds", "max_tries", "retry_seconds", "requests_per_minute",
-    "tokens_per_minute", "price", "batch_size",
-)  # fmt: skip
 
 
 def result_differences(old: FeedbackRecipe, new: FeedbackRecipe) -> list[str]:
@@ -207,10 +203,7 @@ def result_differences(old: FeedbackRecipe, new: FeedbackRecipe) -> list[str]:
 
     def deciding(recipe: FeedbackRecipe) -> dict[str, Any]:
         tree: dict[str, Any] = recipe.model_dump(mode="json", exclude=set(_FREE_KEYS))
-        for model in tree["models"].values():
-            for key in _FREE_MODEL_KEYS:
-                # Whether there is a server at all does decide.
-                model[key] = bool(model[key]) if key == "base_url" else None
+        tree["models"] = deciding_of_models(recipe.models)
         for step in ("instructions", "completions", "annotation"):
             if tree[step] is not None:
                 tree[step].pop("expected_tokens")

@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> None:
     from zephyr_jax.evaluation.statistics import Sampling
-    from zephyr_jax.evaluation.trust import agreement_result
+    from zephyr_jax.evaluation.trust import agreement_results
     from zephyr_jax.evaluation_recipe import AgreementOptions
 
     sampling = Sampling(seed=arguments.seed)
@@ -73,7 +73,7 @@ def _run(arguments: argparse.Namespace) -> None:
     rows: list[Any] = []
     if arguments.judge_model is None:
         options = AgreementOptions(judge=tuple(arguments.judge), reference=tuple(arguments.reference))
-        result = agreement_result(options, sampling=sampling)
+        (result,) = agreement_results(options, sampling=sampling)
     else:
         result, rows = _ask(arguments, sampling)
     if arguments.out is not None:

@@ -116,3 +116,20 @@ class Calls(Options):
 def models_as_tree(models: Mapping[str, ModelOptions]) -> dict[str, Any]:
     """A recipe's `models` with the keys that were given: others do not go with `base_url`, or without it."""
     return {name: model.model_dump(mode="json", exclude_unset=True) for name, model in models.items()}
+
+
+# What may change between two sittings of a run: it decides when and by whom calls are made, not what they say.
+_FREE_MODEL_KEYS = (
+    "base_url", "api_key_env", "concurrency", "timeout_seconds", "max_tries", "retry_seconds", "requests_per_minute",
+    "tokens_per_minute", "price", "batch_size",
+)  # fmt: skip
+
+
+def deciding_of_models(models: Mapping[str, ModelOptions]) -> dict[str, dict[str, Any]]:
+    """Of a recipe's `models` what decides the answers: name -> key -> value."""
+    return {
+        # Whether there is a server at all does decide.
+        name: model.model_dump(mode="json", exclude_defaults=True, exclude=set(_FREE_MODEL_KEYS))
+        | {"base_url": model.base_url is not None}
+        for name, model in models.items()
+    }

@@ -65,9 +65,9 @@ def _run(arguments: argparse.Namespace) -> None:
     with joined() as peers:
         _run_stages(recipe, peers, dry_run=arguments.dry_run)
     if peers.is_first and not arguments.dry_run:
-        from zephyr_jax.stages.run_report import report_after_training
+        from zephyr_jax.stages.run_report import renewed_report
 
-        print(report_after_training(Path(recipe.output_dir) / recipe.name), file=sys.stderr)
+        print(renewed_report(Path(recipe.output_dir) / recipe.name), file=sys.stderr)
 
 
 def _run_stages(recipe: Recipe, peers: Peers, *, dry_run: bool) -> None:

@@ -54,28 +54,28 @@ def test_a_stopped_run_goes_on_without_asking_again(tmp_path: Path) -> None:
     """Killed after 10 of 32 requests: two whole items are kept; the line that was torn is forgotten."""
     task = a_task(tmp_path, "arc_easy", ARC)
     with pytest.raises(KeyboardInterrupt):
-        ask_tasks([MadeUp("m", "fall", most=10)], [task], folder=tmp_path / "academic")
+        ask_tasks(MadeUp("m", "fall", most=10), [task], folder=tmp_path / "academic")
     partial = tmp_path / "academic" / "m" / "arc_easy-0shot.partial.jsonl"
     assert len(partial.read_text().splitlines()) == 2
     partial.write_text(partial.read_text() + '{"key": "tor')
     again = MadeUp("m", "fall")
-    (found,) = ask_tasks([again], [task], folder=tmp_path / "academic")
+    (found,) = ask_tasks(again, [task], folder=tmp_path / "academic")
     assert again.num_asked == 24 and not partial.exists()
-    (untouched,) = ask_tasks([MadeUp("m", "fall")], [task], folder=tmp_path / "other")
+    (untouched,) = ask_tasks(MadeUp("m", "fall"), [task], folder=tmp_path / "other")
     assert found.samples.read_bytes() == untouched.samples.read_bytes()
     lines = [json.loads(line) for line in found.samples.read_text().splitlines()]
     assert [line["row"] for line in lines] == list(range(8)) and lines[0]["scores"] == {"acc_norm": 0, "acc": 1}
     same = MadeUp("m", "fall")
-    ask_tasks([same], [task], folder=tmp_path / "academic")
+    ask_tasks(same, [task], folder=tmp_path / "academic")
     assert same.num_asked == 0
 
 
 def test_another_model_of_that_name_or_another_question_is_asked_anew(tmp_path: Path) -> None:
     folder = tmp_path / "academic"
-    ask_tasks([MadeUp("m", "1000")], [a_task(tmp_path, "gsm8k", GSM8K[:4], shots=0)], folder=folder)
+    ask_tasks(MadeUp("m", "1000"), [a_task(tmp_path, "gsm8k", GSM8K[:4], shots=0)], folder=folder)
     longer, other = MadeUp("m", "1000"), MadeUp("m", "1001")
-    ask_tasks([longer], [a_task(tmp_path, "gsm8k", GSM8K[:6], shots=0)], folder=folder)
-    (found,) = ask_tasks([other], [a_task(tmp_path, "gsm8k", GSM8K[:6], shots=0)], folder=folder)
+    ask_tasks(longer, [a_task(tmp_path, "gsm8k", GSM8K[:6], shots=0)], folder=folder)
+    (found,) = ask_tasks(other, [a_task(tmp_path, "gsm8k", GSM8K[:6], shots=0)], folder=folder)
     assert (longer.num_asked, other.num_asked) == (2, 6)
     results = academic_results([found], sampling=SAMPLING).as_dict()["tasks"][0]
     assert results["metrics"]["strict-match"]["score"] == pytest.approx(100 / 6)
@@ -91,16 +91,12 @@ def test_a_task_is_written_by_one_run_at_a_time(tmp_path: Path) -> None:
     held.close()
 
 
-def test_two_models_never_share_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="a/b and a:b would both be kept in a-b"):
-        ask_tasks([MadeUp("a/b", "A"), MadeUp("a:b", "A")], [a_task(tmp_path, "mmlu", MMLU)], folder=tmp_path)
-
-
 def test_models_are_compared_on_the_same_items_and_noise_is_called_so(tmp_path: Path) -> None:
     """A always right on 8 of 32 (each letter is right so often) as B is; C is A under another name: no difference."""
     rows = [row | {"answer": 0 if number < 12 else 1} for number, row in enumerate(MMLU)]
     models = [MadeUp("likes-A", "A"), MadeUp("likes-B", "B"), MadeUp("twin", "A")]
-    answered = ask_tasks(models, [a_task(tmp_path, "mmlu", rows)], folder=tmp_path / "academic")
+    task = a_task(tmp_path, "mmlu", rows)
+    answered = [found for model in models for found in ask_tasks(model, [task], folder=tmp_path / "academic")]
     results = academic_results(answered, sampling=SAMPLING)
     assert [score.estimate.mean for score in results.scores] == [75, 25, 75]
     first = results.scores[0]
@@ -130,7 +126,7 @@ def test_items_that_cannot_be_checked_are_counted_apart(tmp_path: Path, monkeypa
         {"prompt": "?", "instruction_id_list": ["punctuation:no_comma", name], "kwargs": [{}, values]}
         for name, values in (("language:response_language", {"language": "de"}), ("startend:quotation", {}))
     ]
-    answered = ask_tasks([MadeUp("m", "1")], [a_task(tmp_path, "ifeval", rows)], folder=tmp_path / "academic")
+    answered = ask_tasks(MadeUp("m", "1"), [a_task(tmp_path, "ifeval", rows)], folder=tmp_path / "academic")
     results = academic_results(answered, sampling=SAMPLING)
     (score,) = results.scores
     assert score.num_unchecked == 1 and score.estimate.num_items == 1

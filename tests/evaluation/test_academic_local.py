@@ -11,6 +11,9 @@ import pytest
 from tests.evaluation.academic_rows import ARC, GSM8K, PREAMBLE, TRUTHFULQA, write
 from tests.generation.tiny_chat_model import write_chat_model
 from zephyr_jax import evaluate
+from zephyr_jax.evaluation import results
+from zephyr_jax.evaluation.academic.local_model import LocalModel
+from zephyr_jax.evaluation.harness import HarnessScore
 from zephyr_jax.evaluation.text_model import open_text_model
 
 IFEVAL = [
@@ -88,6 +91,26 @@ def test_what_is_kept_is_what_the_model_says_when_asked_directly(folder: Path) -
     assert [line["outcome"][0] for line in lines] == [found[index] for index in range(3)]
 
 
+def test_weights_are_read_once_for_tasks_and_harness_and_let_go_before_the_next_model(
+    folder: Path, capsys, monkeypatch
+) -> None:
+    """On one GPU there may be no room for two models. The harness is a stand-in that asks for the weights."""
+    opened: list[LocalModel] = []
+
+    def run(model: LocalModel, *args: object, **options: object) -> list[HarnessScore]:
+        model.load()
+        assert [other.name for other in [*opened, model] if other.text_model.params is not None] == [model.name]
+        opened.append(model)
+        return []
+
+    monkeypatch.setattr(results, "find_tasks", lambda recipe: None)
+    monkeypatch.setattr(results, "run_harness", run)
+    overrides = ["name=once", "academic.harness={tasks: {arc_easy: 0}}"]
+    assert evaluate.main(["--config", str(folder / "recipe.yaml"), *overrides]) == 0
+    assert capsys.readouterr().err.count("evaluate: loading ") == 2 and len(opened) == 2
+    assert all(model.text_model.params is None for model in opened)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -95,7 +118,8 @@ def test_what_is_kept_is_what_the_model_says_when_asked_directly(folder: Path) -
             "models.first={model: m, base_url: 'http://localhost:1/v1'}",
             "is behind an API, which does not say how likely",
         ),
-        ("academic.model=nowhere", "nowhere"),
+        ("academic.model=nowhere", "academic.model: nowhere: there is no such folder"),
+        ("academic.model=['a/b', 'a:b']", "academic.model: a/b and a:b would both be kept in a-b"),
         ("academic.tasks=[{task: ifeval, file: nowhere.jsonl}]", "'nowhere.jsonl': no such file"),
         ("academic.tasks=[{task: ifeval, file: a}, {task: ifeval, file: b}]", "got ifeval-0shot more than once"),
         ("academic.tasks=[{task: arc, file: a}]", "academic.tasks[0].task: got the text 'arc'"),

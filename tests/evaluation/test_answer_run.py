@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation.fastchat_rows import a_question, write
+from tests.evaluation.fastchat_rows import a_grading, a_question, write
 from tests.generation.tiny_chat_model import write_chat_model
 from tests.judging.stub_server import Body, StubServer, digest
 from zephyr_jax import evaluate
@@ -124,6 +124,27 @@ def test_a_judge_that_cannot_be_read_gives_no_score_and_no_error(tmp_path: Path,
     printed = capsys.readouterr().out
     assert "judge gave no rating for any of 4 answers of ours" in printed
     assert "Nothing that judge said of 2 outputs of ours could be read" in printed
+
+
+def test_the_judges_agreement_is_measured_on_what_it_says_in_this_run_whatever_its_name(tmp_path: Path, capsys) -> None:
+    """A reference alone: of stored answers GPT-4 has graded. A judge that cannot be read costs no result."""
+    stored = [{"question_id": 0, "model_id": "stored", "choices": [{"turns": ["a", "b"]}]}]
+    reference = [a_grading(0, 5, turn=turn, model="stored") for turn in (1, 2)]
+    overrides = [
+        f"mt_bench.judging.answers={write(tmp_path / 'stored.jsonl', stored)}",
+        f"agreement=[{{reference: {write(tmp_path / 'gpt-4.jsonl', reference)}}}]",
+        "mt_bench.limit=1",
+        "alpaca_eval=null",
+    ]
+    for name, answer, status in (("read", answer_or_judgment, "measured"), ("not", lambda body: "?", "not measured")):
+        with StubServer(answer=answer) as server:
+            recipe = write_recipe(tmp_path, {name: served(server.url, name) for name in ("judge", "ours")})
+            overrides += [f"name={name}", f"calls.path={tmp_path / name}"]
+            assert evaluate.main(["--config", str(recipe), *overrides]) == 0
+        results = json.loads((tmp_path / f"runs/{name}/evaluation/results.json").read_text(encoding="utf-8"))
+        assert [model["judge_agreement"]["status"] for model in results["mt_bench"]["models"]][:1] in ([status], [])
+        assert results["agreement"][0]["judge_names"] == ["judge"]
+    assert "judge beside gpt-4.jsonl: no item has a judgment by both that could be read" in capsys.readouterr().out
 
 
 def test_answers_alone_are_written_for_a_judge_elsewhere(tmp_path: Path) -> None:

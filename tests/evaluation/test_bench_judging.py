@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tests.evaluation.fastchat_rows import write
 from tests.evaluation.live import in_session
 from zephyr_jax.evaluation.bench_judging import Bench, grading_jobs, pair_jobs
 from zephyr_jax.evaluation.bench_prompts import JudgePrompt, prompt_name, read_judge_prompts
-from zephyr_jax.evaluation.bench_run import JudgedBench, judge_bench
+from zephyr_jax.evaluation.bench_run import JudgedBench, check_bench, judge_bench
 from zephyr_jax.evaluation.fastchat_files import Question, read_judgments, read_questions
 from zephyr_jax.evaluation_recipe import BenchJudgingOptions
 from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply
@@ -96,6 +97,20 @@ def test_a_weak_judge_is_read_by_its_probabilities_of_the_digits() -> None:
     assert (first.judgment, first.score, second.judgment, second.score) == ("[[5.5000]]", 5.5, "", -1)
     assert first.user_prompt.startswith("Q write A ours {1}\n\nGive no explanation") and first.template == "single-v1"
     assert len(asked) == 2 and asked[0].choices == tuple("123456789") and asked[0].max_tokens == 1
+
+
+def test_without_a_file_of_references_those_of_the_questions_are_shown(tmp_path: Path) -> None:
+    prompts = [{"name": name, "system_prompt": "", "prompt_template": text} for name, text in TEMPLATES.items()]
+    options = BenchJudgingOptions(
+        judge="judge",
+        answers=(
+            write(tmp_path / "a.jsonl", [{"question_id": 2, "model_id": "m", "choices": [{"turns": ["x", "y"]}]}]),
+        ),
+        prompts=write(tmp_path / "prompts.jsonl", prompts),
+    )
+    check_bench(options, [dataclasses.replace(MATH, reference=("2", "4"))])
+    with pytest.raises(InputError, match="has the place 'ref_answer_1'"):
+        check_bench(options, [MATH])
 
 
 def test_repeated_grading_is_another_question_each_time() -> None:

@@ -23,6 +23,7 @@ from zephyr_jax import evaluate
         ("mt_bench.judging.references=/nowhere.jsonl", "mt_bench.judging.references: source '/nowhere.jsonl'"),
         ("mt_bench.judging.answers=[/nowhere.jsonl]", "mt_bench.judging.answers: source '/nowhere.jsonl'"),
         ("mt_bench.judging.mode=pair", "mt_bench.judging.answers: has answers of ours alone; mode pair wants two"),
+        ("mt_bench.answering.temperatures={wrting: 0.7}", "mt_bench.answering.temperatures: no question is of wrting"),
         ("alpaca_eval.annotations=[/nowhere.jsonl]", "alpaca_eval.annotations: source '/nowhere.jsonl'"),
         ("alpaca_eval.answering.instructions=/nowhere.jsonl", "alpaca_eval.answering.instructions: source"),
         ("alpaca_eval.judging.baseline=/nowhere.jsonl", "alpaca_eval.judging.baseline: source '/nowhere.jsonl'"),

@@ -127,6 +127,7 @@ def test_a_recipe_runs_a_task_on_a_local_file_and_goes_on_from_what_is_kept(tmp_
     assert first["metrics"]["acc, none"]["num_items"] == 4 and first["metric"] == "acc_norm, none"
     (samples,) = (tmp_path / "n" / "evaluation" / "harness").glob("*/own-0shot.samples.jsonl")
     assert [json.loads(line)["doc_id"] for line in samples.read_text().splitlines()] == [0, 1, 2, 3]
+    (tmp_path / "n" / "evaluation" / "results.json").unlink()
     # With all six questions only what is new is asked: of the others the harness has the answers.
     asked = []
     from zephyr_jax.evaluation.text_model import TextModel
@@ -139,5 +140,6 @@ def test_a_recipe_runs_a_task_on_a_local_file_and_goes_on_from_what_is_kept(tmp_
     )
     assert evaluate.main(["--config", str(recipe), "academic.harness.limit=6"]) == 0
     assert asked == [4]
+    (tmp_path / "n" / "evaluation" / "results.json").unlink()
     assert evaluate.main(["--config", str(recipe), "academic.harness.tasks={nothing: 0}"]) == 2
     assert "the harness knows no nothing" in capsys.readouterr().err

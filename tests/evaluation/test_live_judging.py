@@ -178,7 +178,7 @@ def test_a_model_in_this_process_judges_by_its_own_chat_template(tmp_path: Path,
     assert rate["n_total"] == 2 and 0 < rate["win_rate"] < 100
     assert "evaluate: loading judge" in capsys.readouterr().err
     recipe = str(write_live_recipe(tmp_path, "http://127.0.0.1:9/v1", 2))
-    overrides = [local, "mt_bench.judging.system_as=user", "mt_bench.judging.max_tokens=4"]
+    overrides = [local, "name=graded", "mt_bench.judging.system_as=user", "mt_bench.judging.max_tokens=4"]
     assert evaluate.main(["--config", recipe, *overrides]) == 2
     assert "none of the 8 gradings has a rating" in capsys.readouterr().err
 

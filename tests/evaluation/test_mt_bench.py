@@ -184,3 +184,14 @@ def test_a_weak_judges_failures_are_counted_as_published(zephyr_data: Path) -> N
     found = bench_score(gradings, {}, sampling=FEW)
     assert found is not None and (found.estimate.num_items, found.num_unparsed) == (40, 120)
     assert found.num_outside == 2 and found.num_contradicted == 0
+
+
+def test_questions_come_in_the_hubs_columns_too(tmp_path: Path) -> None:
+    """HuggingFaceH4/mt_bench_prompts: prompt_id, prompt, category and reference, which is empty where there is none."""
+    rows = [
+        {"prompt_id": 90000001, "category": "math", "prompt": ["1+1?", "2+2?"], "reference": ["2", "4"]},
+        {"prompt_id": 7, "category": "writing", "prompt": ["Write.", "Again."], "reference": []},
+    ]
+    first, second = read_questions(write(tmp_path / "hub.jsonl", rows))
+    assert (first.question_id, first.turns, first.reference) == (90000001, ("1+1?", "2+2?"), ("2", "4"))
+    assert (second.question_id, second.turns, second.reference) == (7, ("Write.", "Again."), ())

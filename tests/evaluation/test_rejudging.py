@@ -117,9 +117,9 @@ def test_annotations_are_judged_again_and_the_figure_stands_beside_the_scores(tm
         assert model["judge_agreement"]["share"] == pytest.approx(5 / 6) and model["judge_agreement"]["weak"]
         server_options = f"base_url: {server.url}, timeout_seconds: 30"
         renamed = f"models={{nick: {{model: judge-model, {server_options}}}}}"
-        assert evaluate.main([*beside, renamed, "alpaca_eval.judging.judge=nick"]) == 0
+        assert evaluate.main([*beside, "name=nick", renamed, "alpaca_eval.judging.judge=nick"]) == 0
         assert "| 83.3 % of 6, WEAK |" in capsys.readouterr().out
-        assert evaluate.main([*beside, f"models={{judge: {{model: other, {server_options}}}}}"]) == 0
+        assert evaluate.main([*beside, "name=other", f"models={{judge: {{model: other, {server_options}}}}}"]) == 0
         printed = capsys.readouterr().out
         assert "| not measured " in printed and "Agreement of judge with a trusted judge: not measured." in printed
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.generation.tiny_chat_model import write_chat_model
 from zephyr_jax.feedback_recipe import load_feedback_recipe
+from zephyr_jax.generation import loading
 from zephyr_jax.judging.local_model import LocalModel
 from zephyr_jax.judging.protocol import ChatRequest, Reply, Stop, Stopped, Unanswerable
 from zephyr_jax.judging.ratings import DIGITS, expected_rating
@@ -73,6 +76,35 @@ def test_what_waits_for_its_batch_is_dropped_when_a_stop_is_asked_for(model: Pat
         return await asked
 
     assert all(isinstance(answer, Stopped) for answer in asyncio.run(session()))
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_tokens": 600}, {"choices": DIGITS, "max_tokens": 1}], ids=["words", "choices"]
+)
+def test_an_interruption_drops_the_batch_that_is_answered(model: Path, monkeypatch, options) -> None:
+    """In the first of three batches (16 rows, one a device): it ends within some tokens, or after that batch."""
+    stop, num_steps = Stop(), 0
+
+    def interrupted(plain: Callable[..., Any]) -> Callable[..., Any]:
+        def steps(*args: Any, **given: Any) -> Iterator[Any]:
+            nonlocal num_steps
+            stop.reason = KeyboardInterrupt()
+            for found in plain(*args, **given):
+                num_steps += 1
+                yield found
+
+        return steps
+
+    for name in ("iterate_responses", "iterate_choice_logprobs"):
+        monkeypatch.setattr(loading, name, interrupted(getattr(loading, name)))
+
+    async def ask() -> list[object]:
+        local = LocalModel(ModelOptions(model=str(model), batch_size=2), name="ours", tally=Tally(), stop=stop)
+        asked = (local.reply(_request(number, **options)) for number in range(40))
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    found = asyncio.run(ask())
+    assert num_steps <= 1 and sum(isinstance(answer, Stopped) for answer in found) >= 24
 
 
 def test_feedback_without_any_server(tmp_path: Path, model: Path) -> None:

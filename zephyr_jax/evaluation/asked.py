@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from zephyr_jax.evaluation.agreement import Judgments, add_judgments
 from zephyr_jax.evaluation.alpaca_run import JudgedOutputs, judge_outputs
 from zephyr_jax.evaluation.answer_run import AnsweredBench, AnsweredInstructions, answer_bench, answer_instructions
 from zephyr_jax.evaluation.bench_answering import chosen_questions
@@ -26,6 +29,21 @@ class Asked:
     bench: JudgedBench | None = None
     answered_instructions: AnsweredInstructions | None = None
     outputs: JudgedOutputs | None = None
+
+    def judgments(self) -> list[Judgments]:
+        """What each judge said, as agreement.py takes it."""
+        rows: dict[str, list[Mapping[str, Any]]] = {}
+        if self.outputs:
+            rows.setdefault(self.outputs.rows[0]["annotator"], []).extend(self.outputs.rows)
+        if self.bench:
+            judged = [row.as_row() for row in self.bench.gradings] + [row.as_row() for row in self.bench.pairs]
+            rows.setdefault(self.bench.judge, []).extend(judged)
+        found = []
+        for judge, given in rows.items():
+            judgments = Judgments()
+            add_judgments(judgments, ((f"{judge}:{place}", row) for place, row in enumerate(given, start=1)))
+            found.append(judgments)
+        return found
 
 
 def folder_of(recipe: EvaluationRecipe) -> Path:

@@ -94,7 +94,7 @@ def judge_messages(
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise InputError(
             f"{prompt.location}: prompt {prompt.name} for turn {turn} of question {question.question_id} has the place "
-            f"{error}, wanted some of {', '.join(places)} (references are there for questions of the file "
-            "mt_bench.judging.references alone)"
+            f"{error}, wanted some of {', '.join(places)} (references are those of the file "
+            "mt_bench.judging.references, without it those in the questions' rows)"
         ) from error
     return {"role": "system", "content": prompt.system_prompt}, {"role": "user", "content": text}

@@ -150,11 +150,13 @@ def _bench(options: BenchJudgingOptions, questions: Sequence[Question], *, judge
     assert options.prompts is not None
     with under("mt_bench.judging.prompts"):
         prompts = read_judge_prompts(options.prompts)
-    with under("mt_bench.judging.references"):
-        references = read_answers([options.references]) if options.references else []
+    references: dict[int, Sequence[str]] = {row.question_id: row.reference for row in questions if row.reference}
+    if options.references is not None:
+        with under("mt_bench.judging.references"):
+            references = {answer.question_id: answer.choices[0] for answer in read_answers([options.references])}
     return Bench(
         prompts=prompts,
-        references={answer.question_id: answer.choices[0] for answer in references},
+        references=references,
         questions=questions,
         judge=judge,
         reading=options.reading,

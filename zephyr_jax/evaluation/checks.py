@@ -19,12 +19,18 @@ from zephyr_jax.evaluation.fastchat_files import NO_TIME, ModelAnswer, read_judg
 from zephyr_jax.evaluation.length_control import read_length_data, require_scikit_learn
 from zephyr_jax.evaluation.stored_rows import under
 from zephyr_jax.evaluation.trust import read_measured
-from zephyr_jax.evaluation_recipe import AgreementOptions, AlpacaEvalOptions, EvaluationRecipe, MtBenchOptions
+from zephyr_jax.evaluation_recipe import (
+    BENCH_TEMPERATURES,
+    AgreementOptions,
+    AlpacaEvalOptions,
+    EvaluationRecipe,
+    MtBenchOptions,
+)
 from zephyr_jax.records import InputError
 
 
 def check_files(recipe: EvaluationRecipe, *, folder: Path) -> None:
-    """Reads all files that MT-Bench, AlpacaEval and the agreement of judges need, and opens academic tasks' models.
+    """Reads all files that MT-Bench, AlpacaEval and the agreement of judges need.
 
     Args:
       recipe: the evaluation.
@@ -33,12 +39,6 @@ def check_files(recipe: EvaluationRecipe, *, folder: Path) -> None:
     Raises:
       InputError: one cannot be used; the text begins with its key.
     """
-    if recipe.academic:
-        from zephyr_jax.evaluation.academic.local_model import LocalModel  # and with it JAX
-
-        with under("academic.model"):
-            for name in recipe.academic.model:
-                LocalModel(name, recipe.academic, recipe.models)
     if recipe.alpaca_eval:
         _check_alpaca_eval(recipe.alpaca_eval)
     if recipe.mt_bench:
@@ -82,6 +82,14 @@ def _check_mt_bench(options: MtBenchOptions) -> None:
         questions = read_questions(options.questions)
     with under("mt_bench.judgments"):
         read_judgments(options.judgments or ())
+    if options.answering:
+        known = dict.fromkeys([*BENCH_TEMPERATURES, *(question.category for question in questions)])
+        unknown = [name for name in options.answering.temperatures if name not in known]
+        if unknown:
+            raise InputError(
+                f"mt_bench.answering.temperatures: no question is of {', '.join(unknown)}; wanted some of "
+                f"{', '.join(known)}"
+            )
     questions = chosen_questions(questions, limit=options.limit, question_ids=options.question_ids)
     answered = [
         ModelAnswer(question.question_id, "", name, (("",) * len(question.turns),), NO_TIME)

@@ -150,20 +150,22 @@ class PairJudgment:
         }
 
 
-_QUESTION = "a question of MT-Bench, with question_id, category and turns"
+_QUESTION = "a question of MT-Bench, with question_id, category and turns (or prompt_id and prompt)"
 _ANSWER = "an answer in FastChat's format, with question_id, model_id and choices"
 _GRADING = "a single-answer judgment in FastChat's format, with question_id, model, judge, judgment, score and turn"
 _PAIR = "a pairwise judgment in FastChat's format, with question_id, model_1, model_2, g1_winner, g2_winner and judge"
 
 
 def read_questions(source: str) -> list[Question]:
-    """The questions in the file's order.
+    """The questions in the file's order: FastChat's, or in the columns of hf:HuggingFaceH4/mt_bench_prompts:train.
 
     Raises:
       InputError: the file cannot be read, a row is no question, or an id is there twice.
     """
     questions: dict[int, Question] = {}
     for location, row in read_rows(source):
+        if "question_id" not in row and "prompt_id" in row:
+            row = {**row, "question_id": row["prompt_id"], "turns": row.get("prompt")}
         question_id = field(row, "question_id", int, location, wanted=_QUESTION)
         if question_id in questions:
             raise InputError(f"{location}: question {question_id} is there twice; wanted each once")

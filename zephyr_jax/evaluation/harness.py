@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
-import re
 import statistics
 import sys
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zephyr_jax.academic_options import HarnessOptions
-from zephyr_jax.evaluation.statistics import Comparison, Estimate, Sampling, compare, estimate_mean, with_holm
+from zephyr_jax.evaluation.academic.samples import folder_name
+from zephyr_jax.evaluation.statistics import Comparison, Estimate, Sampling, compare_by_task, estimate_mean
 from zephyr_jax.evaluation_recipe import EvaluationRecipe
 from zephyr_jax.records import InputError
 
@@ -97,38 +96,10 @@ class HarnessResults:
         }
 
 
-def run_harness(recipe: EvaluationRecipe, manager: Any, *, folder: Path, sampling: Sampling) -> HarnessResults | None:
-    """Runs the tasks of a recipe on its models; None where it has none.
-
-    Args:
-      recipe: the evaluation.
-      manager: of `find_tasks`.
-      folder: where the harness's results, samples and cache go.
-      sampling: of the intervals.
-
-    Raises:
-      InputError: a task's data cannot be had; there is no such model.
-    """
-    options = recipe.academic.harness if recipe.academic else None
-    if recipe.academic is None or options is None:
-        return None
-    from zephyr_jax.evaluation.academic.local_model import LocalModel  # and with it JAX
-
-    models = [LocalModel(name, recipe.academic, recipe.models) for name in recipe.academic.model]
-    scores = []
-    for model in models:
-        scores += _run_tasks(model, options, manager, folder=folder, sampling=sampling)
-    by_task: dict[str, list[HarnessScore]] = {}
-    for score in scores:
-        by_task.setdefault(score.label, []).append(score)
-    compared = [
-        (label, compare((first.model, first.by_item), (second.model, second.by_item), sampling=sampling))
-        for label, of_task in by_task.items()
-        for first, second in itertools.combinations(of_task, 2)
-    ]
-    comparisons = with_holm([found for _, found in compared if found])
-    labels = [label for label, found in compared if found]
-    return HarnessResults(tuple(scores), tuple(zip(labels, comparisons, strict=True)))
+def harness_results(scores: Sequence[HarnessScore], *, sampling: Sampling) -> HarnessResults:
+    """The scores of all models, and every two models compared on each task."""
+    found = [(score.label, score.model, score.by_item) for score in scores]
+    return HarnessResults(tuple(scores), compare_by_task(found, sampling=sampling))
 
 
 def find_tasks(recipe: EvaluationRecipe) -> Any:
@@ -159,16 +130,27 @@ def find_tasks(recipe: EvaluationRecipe) -> Any:
     return manager
 
 
-def _run_tasks(
+def run_harness(
     model: LocalModel, options: HarnessOptions, manager: Any, *, folder: Path, sampling: Sampling
 ) -> list[HarnessScore]:
-    """All tasks by one model."""
+    """Has the harness run its tasks on one model.
+
+    Args:
+      model: its weights are read.
+      options: of the recipe.
+      manager: of `find_tasks`.
+      folder: where the harness's results, samples and cache go.
+      sampling: of the intervals.
+
+    Raises:
+      InputError: a task's data cannot be had, or the folder cannot be written.
+    """
     import lm_eval
 
     from zephyr_jax.evaluation.harness_model import ZephyrLM
 
     key = hashlib.sha256(json.dumps(model.fingerprint(), sort_keys=True).encode()).hexdigest()[:16]
-    own = folder / re.sub(r"[^\w.-]+", "-", model.name).strip("-.")
+    own = folder / folder_name(model.name)
     try:
         own.mkdir(parents=True, exist_ok=True)
     except OSError as error:

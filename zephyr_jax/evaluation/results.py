@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from zephyr_jax.evaluation import alpaca_eval, mt_bench, pairwise
-from zephyr_jax.evaluation.academic.asking import ask_recipe
+from zephyr_jax.evaluation.academic.asking import Answered, ask_tasks
 from zephyr_jax.evaluation.academic.results import AcademicResults, academic_results
-from zephyr_jax.evaluation.academic.tasks import read_tasks
+from zephyr_jax.evaluation.academic.tasks import Task, read_tasks
 from zephyr_jax.evaluation.alpaca_run import JudgedOutputs
 from zephyr_jax.evaluation.answering import AnswerCounts
 from zephyr_jax.evaluation.asked import Asked, ask_models, folder_of
 from zephyr_jax.evaluation.bench_run import JudgedBench
 from zephyr_jax.evaluation.checks import check_files
 from zephyr_jax.evaluation.fastchat_files import read_judgments, read_questions
-from zephyr_jax.evaluation.harness import HarnessResults, find_tasks, run_harness
+from zephyr_jax.evaluation.harness import HarnessResults, HarnessScore, find_tasks, harness_results, run_harness
 from zephyr_jax.evaluation.length_control import LengthControlled, length_controlled_win_rate, read_length_data
 from zephyr_jax.evaluation.statistics import Comparison, Sampling, compare, with_holm
-from zephyr_jax.evaluation.trust import AgreementResult, Trusts, agreement_result
+from zephyr_jax.evaluation.stored_rows import under
+from zephyr_jax.evaluation.trust import AgreementResult, Trusts, agreement_results
 from zephyr_jax.evaluation_recipe import AlpacaEvalOptions, EvaluationRecipe, MtBenchOptions
 from zephyr_jax.records import InputError
+
+if TYPE_CHECKING:
+    from zephyr_jax.evaluation.academic.local_model import LocalModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,11 +121,15 @@ def evaluate(recipe: EvaluationRecipe) -> Results:
     """
     tasks = read_tasks(recipe.academic.tasks) if recipe.academic else []
     known = find_tasks(recipe)
+    models = _academic_models(recipe)
     check_files(recipe, folder=folder_of(recipe))
-    asked = ask_models(recipe)
-    answered = ask_recipe(recipe, tasks, folder=folder_of(recipe) / "academic")
     sampling = Sampling(recipe.statistics.level, recipe.statistics.resamples, recipe.seed)
-    agreements = tuple(agreement_result(options, sampling=sampling) for options in recipe.agreement)
+    asked = ask_models(recipe)
+    academic, harness = _academic(recipe, models, tasks, known, sampling)
+    own = asked.judgments()
+    agreements = tuple(
+        found for options in recipe.agreement for found in agreement_results(options, own=own, sampling=sampling)
+    )
     trusts = Trusts(agreements, {name: options.model for name, options in recipe.models.items()})
     return Results(
         name=recipe.name,
@@ -128,8 +137,37 @@ def evaluate(recipe: EvaluationRecipe) -> Results:
         alpaca_eval=_alpaca_eval(recipe.alpaca_eval, asked, trusts, sampling) if recipe.alpaca_eval else None,
         mt_bench=_mt_bench(recipe.mt_bench, asked, trusts, sampling) if recipe.mt_bench else None,
         agreements=agreements,
-        academic=academic_results(answered, sampling=sampling) if answered else None,
-        harness=run_harness(recipe, known, folder=folder_of(recipe) / "harness", sampling=sampling),
+        academic=academic,
+        harness=harness,
+    )
+
+
+def _academic_models(recipe: EvaluationRecipe) -> list[LocalModel]:
+    """Opened before anybody is asked, so that one that is not there is said at once."""
+    if recipe.academic is None:
+        return []
+    from zephyr_jax.evaluation.academic.local_model import open_models  # and with it JAX
+
+    with under("academic.model"):
+        return open_models(recipe.academic, recipe.models)
+
+
+def _academic(
+    recipe: EvaluationRecipe, models: Sequence[LocalModel], tasks: Sequence[Task], known: Any, sampling: Sampling
+) -> tuple[AcademicResults | None, HarnessResults | None]:
+    """Academic tasks and the harness's, all of a model's after each other: its weights are read once, then let go."""
+    options = recipe.academic.harness if recipe.academic else None
+    folder = folder_of(recipe)
+    answered: list[Answered] = []
+    scores: list[HarnessScore] = []
+    for model in models:
+        answered += ask_tasks(model, tasks, folder=folder / "academic")
+        if options is not None:
+            scores += run_harness(model, options, known, folder=folder / "harness", sampling=sampling)
+        model.unload()
+    return (
+        academic_results(answered, sampling=sampling) if answered else None,
+        harness_results(scores, sampling=sampling) if options is not None else None,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -345,6 +346,30 @@ def compare(
         sign_flip_p_value(_grouped(differences_N, groups)[0], sampling=sampling),
         sampling.level,
     )
+
+
+def compare_by_task(
+    found: Sequence[tuple[str, str, Mapping[Hashable, float]]], *, sampling: Sampling
+) -> tuple[tuple[str, Comparison], ...]:
+    """Every two models compared on each task that both did, with p-values that allow for their number.
+
+    Args:
+      found: task, model, and score by item; in the order in which tasks and models are to come.
+      sampling: how intervals and p-values are drawn.
+
+    Returns:
+      Task, and a comparison on it.
+    """
+    tasks: list[str] = []
+    comparisons = []
+    for task in dict.fromkeys(task for task, _, _ in found):
+        models = [(model, by_item) for other, model, by_item in found if other == task]
+        for first, second in itertools.combinations(models, 2):
+            comparison = compare(first, second, sampling=sampling)
+            if comparison is not None:
+                tasks.append(task)
+                comparisons.append(comparison)
+    return tuple(zip(tasks, with_holm(comparisons), strict=True))
 
 
 def sign_flip_p_value(differences_N: np.ndarray, *, sampling: Sampling) -> float:

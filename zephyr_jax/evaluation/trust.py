@@ -29,7 +29,8 @@ class AgreementResult:
     Attributes:
       judge, reference: their files; of a judge that was asked, the model.
       judge_names, reference_names: whose judgments those are, as the rows say.
-      agreements: for each kind of judgment, what VerdictAgreement or GradingAgreement say as JSON.
+      agreements: for each kind of judgment, what VerdictAgreement or GradingAgreement say as JSON; none where no item
+        has a judgment by both that could be read.
       judge_model: of a judge that was asked, the model: its name at the servers, its folder, builtin:NAME.
       asked: how it was asked.
       position: of a judge that was asked in both orders, its position bias, as JSON.
@@ -51,7 +52,7 @@ class AgreementResult:
 
     def sentence(self) -> str:
         """Who agrees with whom, and how far."""
-        parts = []
+        parts = [] if self.agreements else ["no item has a judgment by both that could be read"]
         for kind in self.agreements:
             unparsed = ""
             if kind["num_unparsed"]:
@@ -73,14 +74,9 @@ def agreement_of(
       sampling: how intervals are drawn.
 
     Raises:
-      InputError: no item is judged by both.
+      InputError: an index stands for different instructions in the two.
     """
     found = [kind for kind in agreement(judge, reference, sampling=sampling) if kind is not None]
-    if not found:
-        raise InputError(
-            f"agreement of {', '.join(names[0])} with {', '.join(names[1])}: no item with a parsed judgment by both; "
-            "wanted judgments of the same kind on the same instructions (or questions and turns) and of the same models"
-        )
     return AgreementResult(
         judge=tuple(names[0]),
         reference=tuple(names[1]),
@@ -90,17 +86,35 @@ def agreement_of(
     )
 
 
-def agreement_result(options: AgreementOptions, *, sampling: Sampling) -> AgreementResult:
+def agreement_results(
+    options: AgreementOptions, *, own: Sequence[Judgments] = (), sampling: Sampling
+) -> list[AgreementResult]:
     """What one block `agreement` of a recipe asks for.
 
+    Args:
+      options: the block.
+      own: what the recipe's own judges said, each judge's apart.
+      sampling: how intervals are drawn.
+
+    Returns:
+      One; where the block names no judge's files, one for each of the recipe's judges.
+
     Raises:
-      InputError: a file cannot be used, or no item is judged by both.
+      InputError: a file cannot be used, or no item is judged by both of two files.
     """
     if options.measured is not None:
-        return read_measured(options.measured)
-    assert options.judge is not None and options.reference is not None
-    names = (options.judge, options.reference)
-    return agreement_of(read_judge(options.judge), read_judge(options.reference), names, sampling=sampling)
+        return [read_measured(options.measured)]
+    assert options.reference is not None
+    files, reference = options.reference, read_judge(options.reference)
+    if options.judge is None:
+        return [agreement_of(judge, reference, (sorted(judge.judges), files), sampling=sampling) for judge in own]
+    result = agreement_of(read_judge(options.judge), reference, (options.judge, files), sampling=sampling)
+    if not result.agreements:
+        raise InputError(
+            f"agreement of {', '.join(options.judge)} with {', '.join(files)}: no item with a parsed judgment by both; "
+            "wanted judgments of the same kind on the same instructions (or questions and turns) and of the same models"
+        )
+    return [result]
 
 
 def read_measured(file: str) -> AgreementResult:

@@ -6,7 +6,7 @@ Not here: decoding (responses.py), the commands' options (options.py).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -94,6 +94,7 @@ class AnswerModel:
         options: GenerationOptions,
         row_indexes: Sequence[int],
         batch_size: int,
+        has_ended: Callable[[np.ndarray], bool] | None = None,
     ) -> Iterator[dict[int, Response]]:
         """Answers prompts as rows become free (see iterate_responses), sampling as the options say."""
         assert self.params is not None, "load() comes before answer()"
@@ -105,6 +106,7 @@ class AnswerModel:
             stop_ids=self.stop_ids,
             batch_size=batch_size,
             row_indexes=row_indexes,
+            has_ended=has_ended,
             mesh=self.mesh,
             **dataclasses.asdict(options),
         )

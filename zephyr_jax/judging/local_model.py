@@ -8,11 +8,12 @@ first model that is opened.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from zephyr_jax.judging.protocol import ChatRequest, Reply, Stop, Unanswerable
+from zephyr_jax.judging.protocol import ChatRequest, Reply, Stop, Stopped, Unanswerable
 from zephyr_jax.judging.tally import Tally
 from zephyr_jax.records import InputError
 from zephyr_jax.respondent_options import ModelOptions
@@ -38,7 +39,7 @@ class LocalModel:
           options: without `base_url`.
           name: the model's name in the recipe, for messages.
           tally: is told of every request.
-          stop: what waits for its batch is dropped when it is asked for.
+          stop: what waits for its batch is dropped when it is asked for; an interruption drops the batch too.
           command: begins the lines on stderr.
 
         Raises:
@@ -75,8 +76,13 @@ class LocalModel:
         finally:
             self.tally.end_try()
 
+    def unload(self) -> None:
+        """Lets the weights go; they are read again with the next request. Not while it answers."""
+        self._model = dataclasses.replace(self._model, params=None)
+
     async def close(self) -> None:
-        """Nothing is held but memory."""
+        """Lets the weights go."""
+        self.unload()
 
     async def _work(self) -> None:
         """Answers what waits, chunk by chunk, until nothing does."""
@@ -120,15 +126,23 @@ class LocalModel:
                 print(f"{self.command}: loading {self.name}, {self._model.settings_text()}", file=sys.stderr)
                 self._model = self._model.load()
             for index, reply in self._replies(requests, prompts):
-                if self._is_cancelled:
-                    return
                 loop.call_soon_threadsafe(hand_over, index, reply)
 
         try:
             await asyncio.to_thread(answer)
         except asyncio.CancelledError:
-            self._is_cancelled = True  # the thread ends with the next row: a thread cannot be stopped from outside
+            self._is_cancelled = True  # the thread ends by itself: it cannot be stopped from outside
             raise
+
+    def _check(self) -> None:
+        """Raises Stopped where nobody waits any more: unlike a server's, answers here are not paid for."""
+        if self._is_cancelled or isinstance(self.stop.reason, KeyboardInterrupt):
+            raise Stopped
+
+    def _has_ended(self, ids: np.ndarray) -> bool:
+        """No answer has, before its own end; asked every few tokens, when to stop can be seen."""
+        self._check()
+        return False
 
     def _replies(self, requests: Sequence[ChatRequest], prompts: Sequence[np.ndarray]) -> Iterator[tuple[int, Reply]]:
         """Index and answer, as rows end; runs in the thread."""
@@ -141,10 +155,15 @@ class LocalModel:
                 for index, logprobs_C in found.items():
                     best = first.choices[int(logprobs_C.argmax())]
                     yield index, Reply(best, "stop", len(prompts[index]), 1, tuple(map(float, logprobs_C)))
+                self._check()
             return
         options = GenerationOptions(first.max_tokens, first.temperature, first.top_p)
         seeds = [request.seed for request in requests]
-        for batch in model.answer(prompts, options=options, row_indexes=seeds, batch_size=batch_size):
+        answers = model.answer(
+            prompts, options=options, row_indexes=seeds, batch_size=batch_size, has_ended=self._has_ended
+        )
+        for batch in answers:
             for index, response in batch.items():
                 tokens = len(response.ids)
                 yield index, Reply(model.text(response), response.finish_reason, len(prompts[index]), tokens)
+            self._check()

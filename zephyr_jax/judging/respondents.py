@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zephyr_jax.judging.budget import Purse
 from zephyr_jax.judging.calls import Caller
@@ -14,6 +15,9 @@ from zephyr_jax.judging.journal import Journal
 from zephyr_jax.judging.protocol import ChatRequest, Respondent, Stop
 from zephyr_jax.judging.tally import Tally
 from zephyr_jax.respondent_options import Budget, ModelOptions
+
+if TYPE_CHECKING:
+    from zephyr_jax.judging.local_model import LocalModel
 
 
 class Respondents:
@@ -41,6 +45,7 @@ class Respondents:
         self._folder = folder
         self._callers: dict[str, Caller] = {}
         self._respondents: dict[str, Respondent] = {}
+        self._in_process: list[LocalModel] = []
         self._journals: dict[Path, Journal] = {}
 
     def caller(self, name: str) -> Caller:
@@ -85,7 +90,15 @@ class Respondents:
             return OpenAIEndpoint(options, name=name, tally=self.tallies[name], stop=self.stop, on_waste=on_waste)
         from zephyr_jax.judging.local_model import LocalModel
 
-        return LocalModel(options, name=name, tally=self.tallies[name], stop=self.stop, command=self.command)
+        model = LocalModel(options, name=name, tally=self.tallies[name], stop=self.stop, command=self.command)
+        self._in_process.append(model)
+        return model
+
+    def make_room(self, *, busy: Collection[Respondent]) -> None:
+        """Has models in this process let go of their weights, all but the busy ones: there may be no room for both."""
+        for model in self._in_process:
+            if model not in busy:
+                model.unload()
 
     def progress_text(self) -> str:
         """For a progress bar: `32 in flight, 412 tokens/s, cost 0.31`."""

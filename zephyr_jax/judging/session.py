@@ -4,7 +4,8 @@
         caller = session.caller("teacher")
         found = await session.run_jobs("annotation", {caller: [(key, job), ...]})
 
-The first Ctrl-C or SIGTERM lets calls in flight end, since they are paid for; the second ends at once. Every answer is
+The first Ctrl-C or SIGTERM lets calls in flight end, since servers are paid for them, and drops what a model in this
+process is about; the second ends at once. Every answer is
 in a journal as it comes, so that the next sitting asks again at most what was in flight when this one was killed.
 """
 
@@ -93,7 +94,7 @@ class Session:
                 self.caller(name)
 
     async def run_jobs(self, title: str, jobs: Mapping[Caller, Sequence[KeyedJob]]) -> dict[Any, Any]:
-        """Runs the jobs of several models side by side; see `calls.run_jobs`.
+        """Runs the jobs of several models side by side; see `calls.run_jobs`. Others let go of their weights.
 
         Args:
           title: of the progress bar.
@@ -106,6 +107,7 @@ class Session:
           Unfinished: the budget is spent; all answers so far are kept.
           KeyboardInterrupt: it was interrupted, after the calls in flight had ended.
         """
+        self.respondents.make_room(busy=[caller.respondent for caller in jobs])
         found: dict[Any, Any] = {}
         total = sum(map(len, jobs.values()))
         with tqdm(total=total, unit=" items", desc=title, file=sys.stderr, smoothing=0.1) as bar:
@@ -161,8 +163,12 @@ class _SignalsAsk:
         """Signals end the process again."""
         for number in (signal.SIGINT, signal.SIGTERM):
             self.loop.remove_signal_handler(number)
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _interrupt(self) -> None:
         self.say("interrupted: waiting for the calls in flight; once more ends at once")
         self.stop.ask(KeyboardInterrupt())
         self.close()
+        # No exception: it would wait for the thread in which a model of this process answers.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

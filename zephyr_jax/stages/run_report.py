@@ -52,10 +52,12 @@ def _read(folder: Path) -> tuple[RunFiles, list[Block], str]:
         return dataclasses.replace(run, problems=(*run.problems, problem)), [], ""
 
 
-def report_after_training(folder: Path) -> str:
-    """Writes the page at the end of a run that is done, which it must not fail: what happened is the text returned."""
+def renewed_report(folder: Path) -> str:
+    """Writes the page when a run or its evaluation is done, which it must not fail: what happened is the text."""
     page = folder / "report.html"
-    results = [*folder.glob("*/summary.json"), *folder.glob("held_out.json")]
+    results = [
+        file for name in ("*/summary.json", "held_out.json", "evaluation/results.json") for file in folder.glob(name)
+    ]
     if page.exists() and all(page.stat().st_mtime >= file.stat().st_mtime for file in results):
         return f"report: {page} is there already"
     command = f"python -m zephyr_jax.report {folder}"
@@ -65,5 +67,5 @@ def report_after_training(folder: Path) -> str:
     try:
         write_run_report(folder, page)
     except Exception as error:
-        return f"report: not written ({type(error).__name__}: {error}); the run is done; to try again: {command}"
+        return f"report: not written ({type(error).__name__}: {error}); all else is done; to try again: {command}"
     return f"report: {page}"

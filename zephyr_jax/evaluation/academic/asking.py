@@ -10,10 +10,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from zephyr_jax.evaluation.academic.items import AcademicModel, ChoiceItem, Likelihood, Outcome, PromptItem
-from zephyr_jax.evaluation.academic.samples import SampleFile, folder_name
+from zephyr_jax.evaluation.academic.samples import SampleFile
 from zephyr_jax.evaluation.academic.tasks import Task
-from zephyr_jax.evaluation_recipe import EvaluationRecipe
-from zephyr_jax.records import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,40 +31,18 @@ class Answered:
     samples: Path
 
 
-def ask_recipe(recipe: EvaluationRecipe, tasks: Sequence[Task], *, folder: Path) -> list[Answered]:
-    """The tasks of a recipe to its models; nothing where it has none.
-
-    Raises:
-      InputError: as in `ask_tasks`, or there is no such model.
-    """
-    if recipe.academic is None:
-        return []
-    from zephyr_jax.evaluation.academic.local_model import LocalModel  # and with it JAX
-
-    models = [LocalModel(name, recipe.academic, recipe.models) for name in recipe.academic.model]
-    return ask_tasks(models, tasks, folder=folder)
-
-
-def ask_tasks(models: Sequence[AcademicModel], tasks: Sequence[Task], *, folder: Path) -> list[Answered]:
-    """Every task to every model.
+def ask_tasks(model: AcademicModel, tasks: Sequence[Task], *, folder: Path) -> list[Answered]:
+    """Every task to one model.
 
     Args:
-      models: one after another; their weights are read where something is missing.
+      model: its weights are read where something is missing.
       tasks: with their items.
       folder: where the samples lie.
 
     Raises:
-      InputError: the folder cannot be written, two models would share one, or a model cannot take an item.
+      InputError: the folder cannot be written, or the model cannot take an item.
     """
-    by_folder: dict[str, str] = {}
-    for model in models:
-        other = by_folder.setdefault(folder_name(model.name), model.name)
-        if other != model.name:
-            raise InputError(
-                f"academic.model: {other} and {model.name} would both be kept in {folder_name(model.name)}; give one "
-                "of them a name in models"
-            )
-    return [_ask(model, task, folder=folder) for model in models for task in tasks]
+    return [_ask(model, task, folder=folder) for task in tasks]
 
 
 def _ask(model: AcademicModel, task: Task, *, folder: Path) -> Answered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from zephyr_jax.academic_options import AcademicOptions
 from zephyr_jax.evaluation.academic.items import Generated, Likelihood, PromptItem
+from zephyr_jax.evaluation.academic.samples import folder_name
 from zephyr_jax.evaluation.text_model import open_text_model
 from zephyr_jax.records import InputError, Message
 from zephyr_jax.respondent_options import ModelOptions
@@ -68,6 +70,10 @@ class LocalModel:
             print(f"evaluate: loading {self.name}, {settings}", file=sys.stderr)
             self.text_model = self.text_model.load()
 
+    def unload(self) -> None:
+        """Lets the weights go: the next model may need their room. `load` reads them again."""
+        self.text_model = dataclasses.replace(self.text_model, params=None)
+
     def loglikelihoods(self, requests: Sequence[tuple[str, str]]) -> Iterator[tuple[int, Likelihood]]:
         """See AcademicModel."""
         encoded = [self.text_model.encode_pair(context, continuation) for context, continuation in requests]
@@ -95,3 +101,24 @@ class LocalModel:
             return np.array(self.text_model.encode(item.prompt), np.int32)
         turn: Message = {"role": "user", "content": item.prompt}
         return self.text_model.tokenizer.encode_prompt([turn])
+
+
+def open_models(options: AcademicOptions, models: Mapping[str, ModelOptions]) -> list[LocalModel]:
+    """All models that academic tasks are put to; no weights are read yet.
+
+    Args:
+      options: of the tasks.
+      models: those of the recipe.
+
+    Raises:
+      InputError: as in LocalModel; or what two of them do would be kept in one folder.
+    """
+    by_folder: dict[str, str] = {}
+    for name in options.model:
+        other = by_folder.setdefault(folder_name(name), name)
+        if other != name:
+            raise InputError(
+                f"academic.model: {other} and {name} would both be kept in {folder_name(name)}; give one of them a "
+                "name in models"
+            )
+    return [LocalModel(name, options, models) for name in options.model]

@@ -6,7 +6,6 @@ All scores are in percent.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from zephyr_jax.evaluation.academic.asking import Answered
 from zephyr_jax.evaluation.academic.items import ChoiceItem, Scores
 from zephyr_jax.evaluation.academic.tasks import METRICS, Task
-from zephyr_jax.evaluation.statistics import Comparison, Estimate, Sampling, compare, estimate_mean, with_holm
+from zephyr_jax.evaluation.statistics import Comparison, Estimate, Sampling, compare_by_task, estimate_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,16 +98,8 @@ class AcademicResults:
 def academic_results(answered: Sequence[Answered], *, sampling: Sampling) -> AcademicResults:
     """The scores of what was answered, and every two models compared on each task."""
     scores = tuple(_task_score(found, sampling) for found in answered)
-    by_task: dict[str, list[TaskScore]] = {}
-    for score in scores:
-        by_task.setdefault(score.task.options.label, []).append(score)
-    compared = [
-        (label, compare((first.model, first.by_item), (second.model, second.by_item), sampling=sampling))
-        for label, of_task in by_task.items()
-        for first, second in itertools.combinations(of_task, 2)
-    ]
-    comparisons = with_holm([found for _, found in compared if found])
-    return AcademicResults(scores, tuple(zip([label for label, found in compared if found], comparisons, strict=True)))
+    found = [(score.task.options.label, score.model, score.by_item) for score in scores]
+    return AcademicResults(scores, compare_by_task(found, sampling=sampling))
 
 
 def _task_score(answered: Answered, sampling: Sampling) -> TaskScore:
