@@ -58,6 +58,19 @@ def test_few_pairs_without_scores_or_models_make_a_page_too(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("needs_matplotlib")
+def test_a_page_of_many_sources_shows_the_largest(tmp_path: Path) -> None:
+    """Where each row has a source of its own (an address, say) the table would have a line for every row."""
+    rows = [pair(number, longer=True) | {"source": f"http://site/{number // 2}"} for number in range(199)]
+    out = tmp_path / "report.html"
+    assert data_report.main([write(tmp_path / "pairs.jsonl", rows), "--out", str(out)]) == 0
+    page = out.read_text(encoding="utf-8")
+    assert (
+        len(re.findall(r"<td[^>]*>http://site/", page)) == 25
+        and "100 sources; the 25 with the most comparisons" in page
+    )
+
+
+@pytest.mark.usefixtures("needs_matplotlib")
 def test_raw_feedback_is_compared_answer_by_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answers = [{"model": f"m{score}", "response": "a" * score, "overall_score": score} for score in (9, 7, 7, 3)]
     file = write(tmp_path / "feedback.jsonl", [{"instruction": "Q?", "completions": answers}])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import json
 import re
 from pathlib import Path
@@ -92,6 +94,35 @@ def test_a_mistake_is_one_message(files, arguments, message, capsys) -> None:
     error = capsys.readouterr().err
     assert re.search(message, error) and "Traceback" not in error
     assert not Path(files["clean"]).exists()
+
+
+def test_half_a_surrogate_pair_is_left_as_it_is(files, tmp_path) -> None:
+    """JSON can spell it and UTF-8 cannot: it comes out as JSON's escape again."""
+    rows = [chat("Half \ud83d of one."), chat(f"{QUESTION} \ud83d", 1)]
+    files["data"] = write(tmp_path / "half.jsonl", rows)
+    assert run(files) == 0
+    assert json.loads(Path(files["clean"]).read_text(encoding="utf-8")) == rows[0]
+    assert json.loads(Path(files["report"]).read_text(encoding="utf-8"))["text"] == rows[1]["prompt"]
+
+
+def test_columns_that_json_does_not_know_are_written_as_text(files, tmp_path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").table(
+        {"prompt": ["Hello?"], "when": [datetime.datetime(2024, 1, 2)], "cost": [decimal.Decimal("1.50")]}
+    )
+    parquet.write_table(table, tmp_path / "train.parquet")
+    files["data"] = str(tmp_path / "train.parquet")
+    assert run(files) == 0
+    assert json.loads(Path(files["clean"]).read_text()) == {
+        "prompt": "Hello?",
+        "when": "2024-01-02 00:00:00",
+        "cost": "1.50",
+    }
+
+
+def test_long_work_shows_how_far_it_is(files, capsys) -> None:
+    assert run(files) == 0
+    assert "reading rows: 100%" in capsys.readouterr().err
 
 
 def test_one_file_cannot_be_both_outputs(files, capsys) -> None:

@@ -91,6 +91,32 @@ def test_a_changed_recipe_is_refused_key_by_key_and_what_decides_no_answer_may_c
     assert (tmp_path / "runs/small-2/aif/preferences.jsonl").exists()
 
 
+def test_a_mistake_can_be_mended_under_the_same_name(tmp_path: Path, capsys) -> None:
+    """Nothing was done under the recipe with the wrong path: the name is not taken."""
+    with StubServer() as server:
+        recipe = str(write_recipe(tmp_path, server.url))
+        assert main(["--config", recipe, "prompts=[nowhere.jsonl]"]) == 2
+        assert "nowhere.jsonl" in capsys.readouterr().err
+        assert main(["--config", recipe]) == 0
+
+
+def test_ctrl_c_while_prompts_are_read_ends_at_once(tmp_path: Path, repository: Path) -> None:
+    with StubServer() as server:
+        recipe = write_recipe(tmp_path, server.url)
+        with (tmp_path / "prompts.jsonl").open("w") as file:
+            file.writelines(f'{{"prompt": "Question {number}?"}}\n' for number in range(400_000))
+        process = _start(recipe, repository)
+        assert process.stderr is not None
+        said = b""
+        while b"reading rows" not in said:
+            said += process.stderr.read(1)
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        said += process.communicate()[1]
+        assert process.returncode == 130 and time.monotonic() - started < 1.0, said.decode()
+        assert b"Traceback" not in said and server.num_requests == 0
+
+
 def test_a_spent_budget_is_status_1_without_a_traceback(tmp_path: Path, capsys) -> None:
     with StubServer() as server:
         assert main(["--config", str(write_recipe(tmp_path, server.url)), "budget.requests=5"]) == 1

@@ -73,6 +73,22 @@ def test_a_mistake_is_named_with_the_way_out(tmp_path: Path, override: str, mess
 
 
 @pytest.mark.parametrize(
+    "other", ['base_url: "http://other:8000/v1"', 'base_url: "http://localhost:8000/v1", price: {input: 1}']
+)
+def test_two_models_do_not_share_a_name_of_the_servers_unless_they_are_one(tmp_path: Path, other: str) -> None:
+    """Answers are kept and paid for under that name."""
+    key = other.split(":")[0] if "price" not in other else "price"
+    text = SMALL.replace("teacher: served", f"  again: {{{other}, model: big}}\nteacher: served")
+    with pytest.raises(InputError, match=rf"models.again.{key}: differs from that of served, but both are 'big'"):
+        _load(tmp_path, text=text)
+    assert len(_load(tmp_path, text=text.replace("model: big}", "model: big-2}")).models) == 3
+    assert len(_load(tmp_path, text=text.replace("model: big}", "model: big, response_format: none}")).models) == 3
+    (tmp_path / "evaluation.yaml").write_text(text.split("teacher")[0] + "mt_bench: {questions: q, judgments: [j]}\n")
+    with pytest.raises(InputError, match=rf"models.again.{key}: differs from that of served"):
+        load_evaluation_recipe(tmp_path / "evaluation.yaml")
+
+
+@pytest.mark.parametrize(
     ("load", "file", "message"),
     [
         (

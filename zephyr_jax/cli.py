@@ -15,11 +15,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any
 
 from zephyr_jax import __version__
 from zephyr_jax.launchers import find_place
 from zephyr_jax.records import InputError, Unfinished
+from zephyr_jax.whole_files import open_whole
 
 COMMANDS = {
     "train": "run a recipe: dSFT, reference log-probs, dDPO",
@@ -50,8 +51,8 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @contextlib.contextmanager
-def open_output(file: Path, *, option: str = "--out") -> Iterator[TextIO]:
-    """A text file to write that is there whole or not at all: until the block ends it has another name.
+def open_output(file: Path, *, option: str = "--out") -> Iterator[IO[Any]]:
+    """A text file to write that is there whole or not at all: `open_whole` for a file that the user named.
 
     Args:
       file: the file; one that is there is replaced.
@@ -60,19 +61,14 @@ def open_output(file: Path, *, option: str = "--out") -> Iterator[TextIO]:
     Raises:
       InputError: it cannot be written; at once, before any work is done for it.
     """
-    partial = file.parent / f"{file.name}.partial"
-    try:
-        if file.is_dir():
-            raise IsADirectoryError("it is a folder")
-        stream = partial.open("w", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{option} {file}: cannot be written ({error}); give the name of a file") from error
-    try:
-        with stream:
-            yield stream
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            if file.is_dir():
+                raise IsADirectoryError("it is a folder")
+            stream = stack.enter_context(open_whole(file))
+        except OSError as error:
+            raise InputError(f"{option} {file}: cannot be written ({error}); give the name of a file") from error
+        yield stream
 
 
 def run_command(

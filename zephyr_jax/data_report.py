@@ -55,7 +55,7 @@ def read_comparisons(files: Sequence[str], *, score: str) -> tuple[list[Comparis
     comparisons: list[Comparison] = []
     read = ReadReport()
     for file in files:
-        for location, row in iterate_rows(file):
+        for location, row in iterate_rows(file, progress=True):
             read.num_rows += 1
             try:
                 if isinstance(row, BadRow):
@@ -82,10 +82,12 @@ def read_comparisons(files: Sequence[str], *, score: str) -> tuple[list[Comparis
 def _run(arguments: argparse.Namespace) -> None:
     from zephyr_jax.data.comparison_statistics import summary
     from zephyr_jax.reporting.page import page
+    from zephyr_jax.reporting.plots import require_matplotlib
     from zephyr_jax.reporting.preferences import preference_sections
 
     if arguments.examples < 0:
         raise InputError(f"--examples: got {arguments.examples}, wanted 0 or more")
+    require_matplotlib()
     with open_output(arguments.out) as file:
         comparisons, read = read_comparisons(arguments.files, score=arguments.score)
         names = ", ".join(Path(source).name for source in arguments.files)

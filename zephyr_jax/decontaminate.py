@@ -138,7 +138,7 @@ def _run(arguments: argparse.Namespace) -> None:
         report = files.enter_context(open_output(arguments.report, option="--report")) if arguments.report else None
         clean = files.enter_context(open_output(arguments.clean, option="--clean")) if arguments.clean else None
         for source in arguments.data:
-            for location, row in iterate_rows(source):
+            for location, row in iterate_rows(source, progress=True):
                 read.num_rows += 1
                 if isinstance(row, BadRow) or not any(True for _ in training_texts(row)):
                     reason = row.reason if isinstance(row, BadRow) else "no prompt and no answer in its columns"

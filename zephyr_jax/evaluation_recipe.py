@@ -16,7 +16,15 @@ from pydantic import AfterValidator, Field, model_validator
 from zephyr_jax import recipe_file, yaml_nodes
 from zephyr_jax.academic_options import AcademicOptions
 from zephyr_jax.recipe import Count, Flag, FolderName, OneOrSeveral, Options, Seed, Share, Text
-from zephyr_jax.respondent_options import Budget, Calls, ModelOptions, Temperature, deciding_of_models, models_as_tree
+from zephyr_jax.respondent_options import (
+    Budget,
+    Calls,
+    ModelOptions,
+    Temperature,
+    deciding_of_models,
+    models_as_tree,
+    name_clashes,
+)
 
 
 def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -325,9 +333,12 @@ class EvaluationRecipe(Options):
         known = ", ".join(self.models) or "none"
         recipe_file.raise_problems(
             [
-                (key, f"got {name!r}, wanted one of models ({known})")
-                for key, name in self._named_models()
-                if name not in self.models
+                *name_clashes(self.models),
+                *(
+                    (key, f"got {name!r}, wanted one of models ({known})")
+                    for key, name in self._named_models()
+                    if name not in self.models
+                ),
             ]
         )
         judged = any(block and block.judging for block in (self.alpaca_eval, self.mt_bench))

@@ -38,11 +38,15 @@ def build_parser() -> argparse.ArgumentParser:
 def _claim_folder(recipe: FeedbackRecipe, folder: Path) -> None:
     """Makes the run's folder with recipe.yaml in it.
 
+    Before a step is done the recipe may change in any way: answers are kept by what was asked.
+
     Raises:
-      InputError: the folder cannot be written, or holds a run of another recipe.
+      InputError: the folder cannot be written, or holds steps that another recipe has done.
     """
+    from zephyr_jax.stages.aif import FILES
+
     file = folder / "recipe.yaml"
-    if file.exists():
+    if file.exists() and any((folder / name).exists() for name in FILES.values()):
         kept = "; answers that both recipes ask for are found in either case"
         check_same_recipe(folder, result_differences(load_feedback_recipe(file), recipe), kept=kept)
     write_recipe(folder, feedback_recipe_to_yaml(recipe), output_dir=recipe.output_dir)

@@ -27,7 +27,15 @@ from zephyr_jax.recipe import (
     Source,
     Text,
 )
-from zephyr_jax.respondent_options import Budget, Calls, ModelOptions, Temperature, deciding_of_models, models_as_tree
+from zephyr_jax.respondent_options import (
+    Budget,
+    Calls,
+    ModelOptions,
+    Temperature,
+    deciding_of_models,
+    models_as_tree,
+    name_clashes,
+)
 
 
 class InstructionOptions(Options):
@@ -165,7 +173,7 @@ class FeedbackRecipe(Options):
 
     @model_validator(mode="after")
     def _check(self) -> FeedbackRecipe:
-        problems = []
+        problems = name_clashes(self.models)
         known = ", ".join(self.models) or "none"
         if self.teacher not in self.models:
             problems.append(("teacher", f"got {self.teacher!r}, wanted one of models ({known})"))

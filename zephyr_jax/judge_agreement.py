@@ -136,7 +136,6 @@ async def _rejudge(
     from zephyr_jax.evaluation.rejudging import rejudge
 
     async with session:
-        session.open_if_limited([name])
         judge = LiveJudge(session, name, system_as=system_as)
         return await rejudge(options, judge, model=session.respondents.models[name].model, sampling=sampling)
 

@@ -5,6 +5,7 @@ Blocks of several recipes (feedback_recipe.py, evaluation_recipe.py). Not here: 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -54,9 +55,9 @@ class ModelOptions(Options):
       tokens_per_minute: most tokens asked for (the prompt's by estimate, the answer's at full length); null: no limit.
       response_format: how servers are told that JSON is wanted: by its schema, by its kind, or in the prompt alone.
       max_tokens_field: what the API calls the limit of an answer.
-      extra_body: further fields of every request, as the servers know them. Servers put no BOS before a dialogue but
-        the chat template's own; vLLM does with {add_special_tokens: true}, which a model of ours wants that was trained
-        with one (saving it says so).
+      extra_body: further fields of every request, as the servers know them; null leaves a field out, such as seed or
+        top_p where a service refuses it. Servers put no BOS before a dialogue but the chat template's own; vLLM does
+        with {add_special_tokens: true}, which a model of ours wants that was trained with one (saving it says so).
       price: per million tokens.
       chat_template: in this process: tokenizer, zephyr or a jinja file.
       dtype: in this process: compute dtype; null: float32 on a CPU, else bfloat16.
@@ -80,6 +81,11 @@ class ModelOptions(Options):
     dtype: Literal["float32", "bfloat16"] | None = None
     batch_size: Count = 16
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides a server's answers beside the request; another number of servers gives the same answers."""
+        return {"model": self.model, "response_format": self.response_format, "extra_body": self.extra_body}
+
     @model_validator(mode="after")
     def _check(self) -> ModelOptions:
         local = ("chat_template", "dtype", "batch_size")
@@ -93,6 +99,26 @@ class ModelOptions(Options):
         if self.base_url == ():
             recipe_file.raise_problems([("base_url", "got an empty list, wanted the address of a server")])
         return self
+
+
+def name_clashes(models: Mapping[str, ModelOptions]) -> list[tuple[str, str]]:
+    """Models whose answers would be kept as those of another one with other servers or another price, as problems."""
+    first: dict[str, str] = {}
+    problems = []
+    for name, model in models.items():
+        if model.base_url is None:
+            continue
+        other = first.setdefault(json.dumps(model.identity, sort_keys=True), name)
+        problems += [
+            (
+                f"models.{name}.{key}",
+                f"differs from that of {other}, but both are {model.model!r}, under which answers are kept; wanted one "
+                "of the two alone (base_url takes several servers), or another name for one of them",
+            )
+            for key in ("base_url", "price")
+            if getattr(model, key) != getattr(models[other], key)
+        ]
+    return problems
 
 
 class Budget(Options):

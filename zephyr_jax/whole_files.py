@@ -18,6 +18,8 @@ from typing import IO, Any
 def open_whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """A file to write, under a name of its own until the block ends; after an error nothing is left of it.
 
+    Half a surrogate pair, which JSON can spell and UTF-8 cannot, becomes JSON's escape of it in a text.
+
     Args:
       path: the file; one that is there is replaced.
       mode: "w" for UTF-8 text, "wb" for bytes.
@@ -28,7 +30,8 @@ def open_whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     # A name that no other process takes: two runs may write the same file of a store that they share.
     partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
-        with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+        encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
+        with partial.open(mode, encoding=encoding, errors=errors) as file:
             yield file
         partial.replace(path)
     finally:

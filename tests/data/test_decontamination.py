@@ -62,6 +62,14 @@ def test_the_words_of_one_language_are_those_of_any_other() -> None:
     assert words_of("Größe: ½ ﬁne_Straße") == ("grösse", "1", "2", "fine", "strasse")
 
 
+def test_in_scripts_without_spaces_each_character_is_a_word() -> None:
+    """Without that a Chinese message is a single word, and nothing but the whole of it is ever found."""
+    question = "请写一篇关于去夏威夷旅行的博客文章，重点介绍文化体验。"
+    assert overlaps(f"你好！{question}谢谢。", question)[0][:2] == ("n-gram", 1.0)
+    assert overlaps("请写一篇关于去巴黎旅行的博客文章。", question) == []
+    assert words_of("カタカナ GPT4 と") == ("カ", "タ", "カ", "ナ", "gpt4", "と")
+
+
 def test_random_texts_overlap_where_a_search_over_all_ngrams_says_so() -> None:
     """Words of an alphabet of three, so that repeats and overlapping matches abound."""
     draw = random.Random(0)

@@ -11,7 +11,7 @@ import pytest
 from tests.judging.stub_server import StubServer
 from zephyr_jax.judging.protocol import AnswerSchema, CallFailed, ChatRequest, Reply, Stop, Stopped, Unanswerable
 from zephyr_jax.judging.tally import Tally, tallies_table
-from zephyr_jax.records import InputError
+from zephyr_jax.records import InputError, Unfinished
 from zephyr_jax.respondent_options import ModelOptions
 
 pytest.importorskip("openai", reason="the extra [feedback] is not installed")
@@ -181,6 +181,55 @@ def test_requests_spread_over_servers_and_a_dead_one_is_passed_by() -> None:
         assert first.num_requests + second.num_requests == 60
         assert min(first.num_requests, second.num_requests) >= 20
     assert set(tally.troubles) == {"no connection"}
+
+
+@pytest.mark.parametrize("fault", ["401", "404", "402"])
+def test_a_server_of_several_that_refuses_everybody_is_left_out_and_named(fault: str, capsys) -> None:
+    """One of two nodes serves another model, say: the other one answers all, and each address is asked 4 at most."""
+    with StubServer(latency=0.01) as good, StubServer(faults=lambda number: fault) as bad:
+        requests = [_request(number) for number in range(40)]
+        replies, tally = _ask(requests, base_url=[bad.url, good.url], concurrency=4)
+    assert all(isinstance(reply, Reply) for reply in replies)
+    assert good.num_requests == 40 and bad.num_requests == tally.troubles[fault] <= 4
+    said = capsys.readouterr().err
+    assert said.count(f"{bad.url} says {fault}") == 1 and "this server is asked no more" in said
+
+
+@pytest.mark.parametrize("num_servers", [1, 2])
+@pytest.mark.parametrize(("fault", "error"), [("404", InputError), ("402", Unfinished), ("quota", Unfinished)])
+def test_where_all_servers_refuse_everybody_nobody_waits_for_more(
+    fault: str, error: type[Exception], num_servers: int
+) -> None:
+    with StubServer(faults=lambda number: fault) as first, StubServer(faults=lambda number: fault) as second:
+        servers = [first.url, second.url][:num_servers]
+        replies, tally = _ask([_request(number) for number in range(40)], base_url=servers, concurrency=4)
+    assert {type(reply) for reply in replies} == {error} and tally.tries <= 8
+    assert ("no credit left" in str(replies[0])) == (error is Unfinished)
+
+
+def test_one_question_that_is_forbidden_ends_nothing() -> None:
+    """Services say 403 to a text that their moderation does not like."""
+    with StubServer(faults=lambda number: "403" if number == 1 else None) as server:
+        replies, _ = _ask([_request(number) for number in range(6)], base_url=server.url, concurrency=1)
+    assert [type(reply) for reply in replies] == [Reply, Unanswerable, Reply, Reply, Reply, Reply]
+    assert "your input was flagged" in str(replies[1])
+
+
+def test_servers_that_answer_nobody_any_more_end_the_asking_with_what_they_said() -> None:
+    """16 requests are ready at a time (2 x 8): when so many are given up in a row, the others are not tried in vain."""
+    with StubServer(faults=lambda number: "500" if number >= 8 else None) as server:
+        requests = [_request(number) for number in range(60)]
+        replies, _ = _ask(requests, base_url=server.url, max_tries=2)
+    kinds = [type(reply) for reply in replies]
+    assert kinds.count(Reply) == 8 and kinds.count(CallFailed) == 15 and kinds.count(Unfinished) == 60 - 23
+    last = next(reply for reply in replies if isinstance(reply, Unfinished))
+    assert "models.teacher: 16 requests in a row got no answer, the last: 500" in str(last) and "oops" in str(last)
+
+
+def test_a_field_that_a_service_refuses_can_be_left_out() -> None:
+    with StubServer() as server:
+        _ask([_request()], base_url=server.url, extra_body={"seed": None, "top_p": None, "top_k": 7})
+        assert set(server.bodies[0]) == {"model", "messages", "temperature", "max_tokens", "top_k"}
 
 
 def test_limits_per_minute_space_the_requests() -> None:

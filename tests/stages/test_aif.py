@@ -147,7 +147,7 @@ def test_a_broken_server_loses_nothing_and_the_table_says_what_happened(tmp_path
     assert troubles >= 50 and sum(model["failed"] for model in session["models"].values()) == 0
 
 
-def test_unusable_answers_are_asked_again_then_counted_and_never_guessed(tmp_path: Path) -> None:
+def test_unusable_answers_are_asked_again_then_counted_and_never_guessed(tmp_path: Path, capsys) -> None:
     """The teacher never rates honesty, and rates truthfulness at the second try, hotter and with another seed."""
 
     def answer(body: Body) -> str:
@@ -159,11 +159,14 @@ def test_unusable_answers_are_asked_again_then_counted_and_never_guessed(tmp_pat
         return plain_answer(body)
 
     with StubServer(answer=answer) as server:
-        with pytest.raises(Unfinished, match=r"annotation: 12 of 48 questions have no usable answer .*max_failed"):
+        with pytest.raises(Unfinished, match=r"annotation: 3 of 48 questions have no usable answer .*max_failed"):
             _run(tmp_path, server.url)
-        calls = server.num_requests
+        # Three of 48 are more than 5 %, whatever follows: no more is asked than what was ready then.
+        assert server.num_requests <= 24 + 3 * 3 * 4 + 8
+        assert re.search(r"\n  unusable answer +\d+  \(stop\) I would say 4\.", capsys.readouterr().err)
         summary = _run(tmp_path, server.url, "max_failed=0.25")
-        assert server.num_requests == calls  # what was unusable was an answer: it is kept, not asked for anew
+        # What was unusable was an answer: it is kept, not asked for anew.
+        assert max(server.calls.values()) == 1 and server.num_requests == 24 + 48 + 2 * 12 + 12
     assert summary["annotation"]["unusable"] == {
         "annotation: given up": 12,
         "annotation: unusable answer, asked again": 24 + 12,
@@ -190,15 +193,60 @@ def test_odd_characters_in_answers_and_reasons_come_through(tmp_path: Path) -> N
 
 
 def test_where_no_pair_can_be_made_the_run_says_why_and_leaves_no_empty_file(tmp_path: Path) -> None:
-    """All answers alike: nothing to prefer. The scores are kept, and another rule may find some."""
-    same = "Same."
-    with StubServer(answer=lambda body: plain_answer(body) if "response_format" in body else same) as server:
-        with pytest.raises(
-            Unfinished, match=r"binarisation: no pair of 12 prompts .*no other answer differs .*--new-run"
-        ):
+    """All answers get the same scores. These are kept, and another rule may find some."""
+    same = json.dumps({"ratings": [{"answer": place, "rationale": "So.", "rating": "3"} for place in (1, 2)]})
+    with StubServer(answer=lambda body: same if "response_format" in body else plain_answer(body)) as server:
+        with pytest.raises(Unfinished, match=r"binarisation: no pair of 12 prompts .*rejected tie .*--new-run"):
             _run(tmp_path, server.url)
     assert not (tmp_path / "runs/small/aif/preferences.jsonl").exists()
     assert (tmp_path / "runs/small/aif/feedback.jsonl").exists()
+
+
+def test_answers_of_which_no_pair_could_be_made_are_not_rated(tmp_path: Path) -> None:
+    """Question 1 gets the same answer twice, question 2 one answer and one without text: no call, no score."""
+
+    def answer(body: Body) -> str:
+        text = body["messages"][-1]["content"]
+        return {"Question 1?": "Same.", "Question 2?": " " if body["model"] == "model-a" else "One."}.get(
+            text, plain_answer(body)
+        )
+
+    with StubServer(answer=answer) as server:
+        summary = _run(tmp_path, server.url, "max_failed=0.1", "completions.students=[a, b]")
+        rated = [body for body in server.bodies if body["model"] == "judge-model"]
+    assert len(rated) == 4 * (NUM_PROMPTS - 2) == summary["annotation"]["calls"]
+    assert summary["annotation"]["prompts_with_nothing_to_compare"] == 2
+    assert summary["binarisation"]["rows"] == NUM_PROMPTS
+    assert not any(
+        completion["annotations"]["honesty"] for completion in _rows(tmp_path, "annotation")[1]["completions"]
+    )
+
+
+def test_a_model_that_cannot_be_asked_costs_no_answer_of_another(tmp_path: Path) -> None:
+    """While `a` is refused, the others' calls are in flight: they are waited for and kept."""
+    with StubServer(faults=lambda number: "401") as refusing, StubServer(latency=0.5) as server:
+        with pytest.raises(InputError, match=r"models\.a: .* says 401"):
+            _run(tmp_path, server.url, f"models.a.base_url={refusing.url}")
+    kept = sum(len(path.read_text().splitlines()) for path in (tmp_path / "runs/calls").iterdir())
+    assert kept == server.num_requests > 0
+
+
+def test_a_key_that_is_not_set_is_said_before_anybody_has_answered(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    with StubServer() as server:
+        with pytest.raises(InputError, match=r"models\.judge\.api_key_env"):
+            _run(tmp_path, server.url, "models.judge.api_key_env=SOME_KEY")
+        assert server.num_requests == 0
+
+
+def test_a_row_of_seeds_that_is_none_is_named(tmp_path: Path) -> None:
+    seeds = tmp_path / "seeds.jsonl"
+    seeds.write_text('{"task": "Do this.", "topic": "x"}\n{"task": "Do\n')
+    with (
+        StubServer() as server,
+        pytest.raises(InputError, match=r"instructions\.seeds: .*seeds\.jsonl:2: invalid JSON"),
+    ):
+        _run(tmp_path, server.url, f"instructions={{num_drafts: 4, seeds: {seeds}}}")
 
 
 def test_a_spent_budget_stops_the_run_and_a_larger_one_goes_on(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Which texts of a training row overlap with which items of evaluation sets: exact and word n-gram overlap.
 
-A text is compared by its words: runs of letters and digits, case and punctuation ignored (Unicode NFKC, casefold).
+A text is compared by its words: runs of letters and digits, case and punctuation ignored (Unicode NFKC, casefold); in
+Chinese and Japanese, which put no spaces between them, each character is one.
 
   exact      the training text has the words of the evaluation text, no more and no less
   contained  an evaluation text of 8 to n - 1 words stands whole inside the training text
@@ -27,9 +28,10 @@ from zephyr_jax.data.rows import RowError
 KINDS = ("exact", "contained", "n-gram")
 NGRAM_WORDS, MIN_WORDS = 13, 8
 # Where evaluation sets keep what they ask: MT-Bench, AlpacaEval, TruthfulQA and GSM8K and MMLU, ARC and HellaSwag as
-# lm-eval words them, IFEval.
-QUESTION_COLUMNS = ("turns", "instruction", "question", "query", "prompt")
-_WORD = re.compile(r"[^\W_]+")
+# lm-eval words them, IFEval, HellaSwag itself.
+QUESTION_COLUMNS = ("turns", "instruction", "question", "query", "prompt", "ctx")
+_NO_SPACES = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # kana and ideographs
+_WORD = re.compile(f"[{_NO_SPACES}]|[^\\W_{_NO_SPACES}]+")
 # lm-eval's wording of ARC, which is no part of the question.
 _QUERY_FRAME = re.compile(r"^Question:|Answer:\s*$")
 _TRAINING_COLUMNS = (
@@ -71,8 +73,8 @@ class Overlap:
 def words_of(text: str) -> tuple[str, ...]:
     """The words that overlap is told by.
 
-    >>> words_of("Don\u2019t STOP, it's 5_000!")
-    ('don', 't', 'stop', 'it', 's', '5', '000')
+    >>> words_of("Don\u2019t STOP, it's 5_000!"), words_of("GPT-4\u3068\u4f55\uff1f")
+    (('don', 't', 'stop', 'it', 's', '5', '000'), ('gpt', '4', 'と', '何'))
     """
     return tuple(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
 

@@ -77,7 +77,7 @@ def brief(error: Exception) -> str:
 
 
 def plain_row(row: Mapping[str, Any], location: str) -> dict[str, Any] | BadRow:
-    """A library's row as JSON would hold it: text for bytes, Python's numbers and lists for NumPy's.
+    """A library's row as JSON would hold it: text for bytes and dates, Python's numbers and lists for NumPy's.
 
     Messages that arrive as one object of lists are turned back into a list of objects, as column stores keep
     `{"role": [b"user"], "content": [b"Hi"]}` for `[{"role": "user", "content": "Hi"}]`.
@@ -104,4 +104,4 @@ def _plain(value: Any) -> Any:
         return [_plain(inner) for inner in value]
     if hasattr(value, "tolist"):  # NumPy's arrays and scalars
         return _plain(value.tolist())
-    return value
+    return value if isinstance(value, bool | int | float) else str(value)

@@ -94,14 +94,20 @@ def read_prompts(
     return _read(sources, parse_question, seed, max_bad_rows, progress)
 
 
-def iterate_rows(source: str) -> Iterator[LocatedRow]:
+def iterate_rows(source: str, *, progress: bool = False) -> Iterator[LocatedRow]:
     """All rows of one source in order, not validated: (`file:line`, row), or a BadRow where there is no row to be had.
+
+    Args:
+      source: see open_source.
+      progress: show a bar on stderr.
 
     Raises:
       InputError: the source cannot be opened (at once, not at the first row).
     """
     opened = open_source(source)
-    return opened.read(range(opened.num_rows))
+    rows = opened.read(range(opened.num_rows))
+    bar = tqdm(rows, desc="reading rows", total=opened.num_rows, unit=" rows", disable=not progress, file=sys.stderr)
+    return iter(bar)
 
 
 def open_source(source: str) -> RowSource:

@@ -1,7 +1,8 @@
 """Step (c): the teacher scores the answers to each prompt, aspect by aspect; rows in UltraFeedback's raw layout.
 
 `json`: all answers to a prompt in one call per aspect, in an order drawn for that aspect, each with a reason.
-`logprobs`: each answer alone, by the probabilities of the digits. An answer without text is not shown and not scored.
+`logprobs`: each answer alone, by the probabilities of the digits. An answer without text is not shown and not scored,
+and where no two answers differ none is: no pair could be made of them.
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ def annotation_jobs(
     jobs: list[tuple[tuple[int, str], Job]] = []
     for index, row in enumerate(rows):
         places = [place for place, completion in enumerate(row["completions"]) if completion["response"]]
+        if len({row["completions"][place]["response"] for place in places}) < 2:
+            continue
         for aspect in options.aspects:
             ask = functools.partial(_rate, row, aspect, options, teacher, seed=seed, unusable=unusable)
             groups = [places] if options.rating == "json" else [[place] for place in places]
-            jobs += [((index, aspect), functools.partial(ask, group)) for group in groups if group]
+            jobs += [((index, aspect), functools.partial(ask, group)) for group in groups]
     return jobs
 
 

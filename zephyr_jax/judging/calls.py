@@ -17,11 +17,13 @@ from zephyr_jax.judging.budget import BudgetSpent, Purse
 from zephyr_jax.judging.journal import Journal
 from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, Respondent, Stop, Stopped
 from zephyr_jax.judging.tally import Tally
+from zephyr_jax.records import InputError, Unfinished
 from zephyr_jax.respondent_options import Price
 
 T = TypeVar("T")
 
-NO_ANSWER = "no answer"  # the model's fault, unlike an answer that cannot be used
+# How a question ends without a usable answer: none came, or none of those that came could be used.
+NO_ANSWER, GIVEN_UP = "no answer", "given up"
 
 
 class Caller:
@@ -80,7 +82,7 @@ class Caller:
 
         Raises:
           CallFailed: it got none.
-          Stopped: it was not asked any more.
+          Stopped: it was not asked any more; also where nobody can be, for the reason that the stop then has.
         """
         key = request.key(self.respondent.identity)
         kept = self.journal.find(key)
@@ -101,6 +103,9 @@ class Caller:
             self._prompt_tokens += reply.prompt_tokens
             self._estimated_tokens += request.estimated_prompt_tokens()
             self.journal.keep(key, reply, run=self.run, call=call, seconds=time.monotonic() - started)
+        except (InputError, Unfinished) as reason:
+            self.stop.ask(reason)
+            raise Stopped from None
         finally:
             await self.purse.settle(worst, reply, self.price)
         return reply
@@ -138,12 +143,17 @@ async def ask_until(
         parsed = parse(reply)
         if parsed is not None:
             return parsed
-        unusable[f"{kind}: unusable answer, asked again" if attempt + 1 < max_tries else f"{kind}: given up"] += 1
+        caller.tally.trouble("unusable answer", f"({reply.finish_reason}) {reply.text}")
+        unusable[f"{kind}: unusable answer, asked again" if attempt + 1 < max_tries else f"{kind}: {GIVEN_UP}"] += 1
     return None
 
 
 async def run_jobs(
-    jobs: Sequence[Callable[[], Awaitable[T]]], *, window: int, stop: Stop, done: Callable[[], object] = lambda: None
+    jobs: Sequence[Callable[[], Awaitable[T]]],
+    *,
+    window: int,
+    stop: Stop,
+    done: Callable[[T], object] = lambda result: None,
 ) -> list[T | None]:
     """Runs jobs side by side, in their order as places become free.
 
@@ -151,7 +161,7 @@ async def run_jobs(
       jobs: each is called once, when its turn comes.
       window: how many at a time.
       stop: when it is asked for, no job begins any more, and those that need another call end without it.
-      done: called after each job.
+      done: called with the result of each job as it comes.
 
     Returns:
       The results in the order of the jobs; None for jobs that were stopped.
@@ -164,10 +174,10 @@ async def run_jobs(
             if stop.reason is not None:
                 return
             try:
-                results[index] = await jobs[index]()
+                results[index] = result = await jobs[index]()
             except Stopped:
                 return
-            done()
+            done(result)
 
     try:
         async with asyncio.TaskGroup() as group:

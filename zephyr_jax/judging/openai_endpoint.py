@@ -11,10 +11,13 @@ import asyncio
 import json
 import os
 import random
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from email.utils import parsedate_to_datetime
 from typing import Any
+
+from tqdm import tqdm
 
 from zephyr_jax.judging.protocol import (
     CallFailed,
@@ -26,7 +29,7 @@ from zephyr_jax.judging.protocol import (
     whole_characters,
 )
 from zephyr_jax.judging.tally import Tally
-from zephyr_jax.records import InputError
+from zephyr_jax.records import InputError, Unfinished
 from zephyr_jax.respondent_options import ModelOptions
 
 LONGEST_WAIT_SECONDS = 300.0
@@ -35,15 +38,18 @@ LONGEST_REST_SECONDS = 60.0
 JITTER = 0.5
 # Ready beyond what is in flight, so that a slot that becomes free is taken at once, also while some wait to try again.
 WINDOW_PER_SLOT = 2
-_REFUSED_FOR_GOOD = {
+_REFUSES_KEY_OR_MODEL = {
     401: "the key is refused",
     403: "the key may not do this",
     404: "there is no such model or address",
 }
+_NO_CREDIT = (402, "insufficient_quota")  # a status, and what OpenAI's 429 is for where waiting does not help
 _WORTH_RETRYING = (408, 409, 425, 429)
 _LIKELY_TOKENS = 20
 # A server that refuses this often before anybody reached it is a wrong address: said then, not after all tries.
 _TRIES_TO_CONNECT = 3
+# So many requests given up with no answer between them, or all that are ready at a time, are no accident.
+_FEWEST_GIVEN_UP = 10
 _LATE_SECONDS = 0.05
 _NO_CONNECTION = "no connection"
 
@@ -71,7 +77,8 @@ class _Server:
         self.url, self.client = url, client
         self.in_flight = self.num_refusals = 0
         self.rests_until = 0.0
-        self.was_reached = False
+        self.was_reached = self.has_answered = False
+        self.refusal: InputError | Unfinished | None = None  # why it is asked no more in this sitting
 
 
 class OpenAIEndpoint:
@@ -102,12 +109,7 @@ class OpenAIEndpoint:
         assert options.base_url is not None
         self.options, self.name, self.tally, self.stop = options, name, tally, stop or Stop()
         self._on_waste = on_waste
-        # Another number of servers, or other addresses, give the same answers.
-        self.identity = {
-            "model": options.model,
-            "response_format": options.response_format,
-            "extra_body": options.extra_body,
-        }
+        self.identity = options.identity
         self.window = WINDOW_PER_SLOT * options.concurrency * len(options.base_url)
         self._key = _read_key(options, name)
         self._servers = _open_servers(options, name, self._key)
@@ -115,6 +117,7 @@ class OpenAIEndpoint:
         self._freed = asyncio.Event()
         self.stop.wakes(self._freed)
         self._next_send = 0.0
+        self._num_given_up = 0  # since the last answer
 
     async def reply(self, request: ChatRequest) -> Reply:
         """Answers one request; see Respondent."""
@@ -123,7 +126,8 @@ class OpenAIEndpoint:
             self.tally.begin_try()
             try:
                 reply = await self._try(server, request)
-                server.was_reached, server.num_refusals = True, 0
+                server.was_reached = server.has_answered = True
+                server.num_refusals = self._num_given_up = 0
                 return reply
             except _Trouble as trouble:
                 self.tally.trouble(trouble.kind, str(trouble))
@@ -134,6 +138,7 @@ class OpenAIEndpoint:
                 self.tally.end_try()
                 server.in_flight -= 1
                 self._freed.set()
+            self._check_refusals()
             if last.may_be_billed and self._on_waste is not None:
                 await self._on_waste(request, last.kind)
             if last.is_final or number == self.options.max_tries:
@@ -148,12 +153,26 @@ class OpenAIEndpoint:
             )
         self.tally.failed += 1
         text = f"{self.name}: {last.kind} after {number} tries ({last})"
-        raise Unanswerable(text) if last.is_final else CallFailed(text)
+        if last.is_final:
+            raise Unanswerable(text)
+        self._num_given_up += 1
+        if self._num_given_up >= max(_FEWEST_GIVEN_UP, self.window):
+            raise Unfinished(
+                f"models.{self.name}: {self._num_given_up} requests in a row got no answer, the last: {last.kind} "
+                f"({last}); start again when its servers are well"
+            )
+        raise CallFailed(text)
 
     async def close(self) -> None:
         """Closes the connections."""
         for server in self._servers:
             await server.client.close()
+
+    def _check_refusals(self) -> None:
+        """Raises why no server is asked any more, where none is."""
+        refusals = [server.refusal for server in self._servers if server.refusal is not None]
+        if len(refusals) == len(self._servers):
+            raise refusals[-1]
 
     def _let_rest(self, server: _Server, trouble: _Trouble, wait: float) -> None:
         """A whole server that asks for less, or that is not there, gets nothing for a while."""
@@ -179,6 +198,7 @@ class OpenAIEndpoint:
         async with self._gate:
             while True:
                 self.stop.check()
+                self._check_refusals()
                 self._freed.clear()
                 wait: float | None = max(0.0, self._next_send - _now())
                 if not wait:
@@ -196,11 +216,12 @@ class OpenAIEndpoint:
     def _free_server(self) -> tuple[_Server | None, float | None]:
         """The server with the fewest requests that has a slot and does not rest; else how long the first rests on."""
         now = _now()
-        awake = [server for server in self._servers if server.rests_until <= now]
+        asked = [server for server in self._servers if server.refusal is None]
+        awake = [server for server in asked if server.rests_until <= now]
         server = min(awake, key=lambda server: server.in_flight, default=None)
         if server is not None and server.in_flight < self.options.concurrency:
             return server, None
-        return None, min((server.rests_until - now for server in self._servers if server not in awake), default=None)
+        return None, min((server.rests_until - now for server in asked if server not in awake), default=None)
 
     def _send_after(self, request: ChatRequest) -> float:
         """When the next request may go out, if this one goes now."""
@@ -238,15 +259,28 @@ class OpenAIEndpoint:
 
     def _status_trouble(self, server: _Server, error: Any) -> _Trouble:
         status, detail = error.status_code, f"{server.url}: {self._brief(error)}"
-        if status in _REFUSED_FOR_GOOD:
-            raise InputError(
-                f"models.{self.name}: {server.url} says {status}, {_REFUSED_FOR_GOOD[status]} ({self._brief(error)}); "
-                f"wanted a model that it serves (got {self.options.model!r}) and its key in the variable that "
-                "api_key_env names"
-            ) from None
-        is_final = status < 500 and status not in _WORTH_RETRYING
+        refusal = self._refusal(server, error)
+        if refusal is not None:
+            if server.refusal is None and len(self._servers) > 1:
+                tqdm.write(f"{refusal}; this server is asked no more", file=sys.stderr)
+            server.refusal = refusal
+        is_final = status < 500 and status not in _WORTH_RETRYING and refusal is None
         retry_after = _retry_after(error.response.headers)
         return _Trouble(str(status), detail, retry_after=retry_after, is_final=is_final, may_be_billed=False)
+
+    def _refusal(self, server: _Server, error: Any) -> InputError | Unfinished | None:
+        """Why a server answers nobody, where that is what it says."""
+        status = error.status_code
+        said = f"models.{self.name}: {server.url} says {status}"
+        if status in _NO_CREDIT or error.code in _NO_CREDIT:
+            return Unfinished(f"{said}, there is no credit left ({self._brief(error)}); start again when there is")
+        # Services also say 403 to one question that they do not like.
+        if status not in _REFUSES_KEY_OR_MODEL or (status == 403 and server.has_answered):
+            return None
+        return InputError(
+            f"{said}, {_REFUSES_KEY_OR_MODEL[status]} ({self._brief(error)}); wanted a model that it serves (got "
+            f"{self.options.model!r}) and its key in the variable that api_key_env names"
+        )
 
     def _brief(self, error: BaseException | None) -> str:
         """An error's text on one line; a server that repeats the key does not bring it into a log."""
@@ -268,9 +302,9 @@ class OpenAIEndpoint:
             body["response_format"] = (
                 with_schema if options.response_format == "json_schema" else {"type": "json_object"}
             )
-        if options.extra_body:
-            body["extra_body"] = options.extra_body
-        return body
+        body = {field: value for field, value in body.items() if options.extra_body.get(field, value) is not None}
+        extra = {field: value for field, value in options.extra_body.items() if value is not None}
+        return body | ({"extra_body": extra} if extra else {})
 
 
 def _read_key(options: ModelOptions, name: str) -> str:

@@ -9,7 +9,7 @@ import asyncio
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from zephyr_jax.records import Message
@@ -95,14 +95,21 @@ class Stopped(Exception):
 class Stop:
     """Says that no new call is to begin, and why; those in flight are waited for, and nobody waits to begin one."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_ask: Callable[[BaseException], object] = lambda reason: None) -> None:
+        """Args:
+        on_ask: told the reason.
+        """
         self.reason: BaseException | None = None
+        self._on_ask = on_ask
         self._asked = asyncio.Event()
         self._to_wake: list[asyncio.Event] = []
 
     def ask(self, reason: BaseException) -> None:
         """Stops; the first reason counts. To be called where the event loop runs."""
-        self.reason = self.reason or reason
+        if self.reason is not None:
+            return
+        self.reason = reason
+        self._on_ask(reason)
         for event in (self._asked, *self._to_wake):
             event.set()
 
@@ -145,6 +152,7 @@ class Respondent(Protocol):
           CallFailed: this one cannot be answered.
           Stopped: a stop was asked for before it was begun.
           InputError: none can, for a reason that the user can mend (no such server, key refused ...).
+          Unfinished: none can at present (no credit, no answer to anybody ...).
         """
         ...
 

@@ -100,12 +100,15 @@ class Respondents:
             if model not in busy:
                 model.unload()
 
+    def num_in_flight(self) -> int:
+        """Calls that are with a model now."""
+        return sum(tally.in_flight for tally in self.tallies.values())
+
     def progress_text(self) -> str:
         """For a progress bar: `32 in flight, 412 tokens/s, cost 0.31`."""
-        in_flight = sum(tally.in_flight for tally in self.tallies.values())
         rate = sum(tally.tokens_per_second() for tally in self.tallies.values())
         cost = f", cost {self.purse.spent.cost:.2f}" if self.purse.spent.cost else ""
-        return f"{in_flight} in flight, {rate:,.0f} tokens/s{cost}"
+        return f"{self.num_in_flight()} in flight, {rate:,.0f} tokens/s{cost}"
 
     async def close(self) -> None:
         """Lets connections and files go."""

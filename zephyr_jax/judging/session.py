@@ -4,24 +4,28 @@
         caller = session.caller("teacher")
         found = await session.run_jobs("annotation", {caller: [(key, job), ...]})
 
-The first Ctrl-C or SIGTERM lets calls in flight end, since servers are paid for them, and drops what a model in this
-process is about; the second ends at once. Every answer is
-in a journal as it comes, so that the next sitting asks again at most what was in flight when this one was killed.
+While jobs run, the first Ctrl-C or SIGTERM lets calls in flight end, since servers are paid for them, and drops what a
+model in this process is about; the second ends at once. Whatever else stops the jobs lets calls end too: a budget that
+is spent, a key that is refused. Every answer is in a journal as it comes, so that the next sitting asks again at most
+what was in flight when this one was killed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import sys
+import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from zephyr_jax.judging.budget import BudgetSpent
 from zephyr_jax.judging.calls import Caller, run_jobs
 from zephyr_jax.judging.protocol import Stop
 from zephyr_jax.judging.respondents import Respondents
@@ -36,7 +40,7 @@ class Session:
     """Who may be asked, and asking them; a context that closes them all.
 
     Attributes:
-      stop: asked for by a signal, or by a budget that is spent.
+      stop: asked for by a signal, by a budget that is spent, by a model that cannot be asked, or by whoever runs jobs.
       respondents: the models, opened as they are first asked.
     """
 
@@ -60,20 +64,25 @@ class Session:
           budget: of all sittings of the run together.
           log: a file of JSON lines that gets one with this sitting's counts.
         """
-        self.command, self.log, self.stop = command, log, Stop()
+        self.command, self.log, self.stop = command, log, Stop(self._say_stopping)
         self.respondents = Respondents(models, run=run, folder=folder, budget=budget, stop=self.stop, command=command)
-        self._is_limited = budget != Budget()
 
     async def __aenter__(self) -> Session:
-        self._signals = _SignalsAsk(self.stop, self.say)
+        # Reading a large file between jobs keeps the loop from seeing a signal that is asyncio's.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        try:
-            await self.respondents.close()
-            self._say_what_happened()
-        finally:
-            self._signals.close()
+        await self.respondents.close()
+        self._say_what_happened()
+
+    def _say_stopping(self, reason: BaseException) -> None:
+        num_calls = self.respondents.num_in_flight()
+        if isinstance(reason, KeyboardInterrupt):
+            self.say("interrupted: waiting for the calls in flight; once more ends at once")
+        elif num_calls:
+            self.say(f"stopping: waiting for the {num_calls} calls in flight")
 
     def say(self, text: str) -> None:
         """A line on stderr that leaves the progress bar whole."""
@@ -87,34 +96,37 @@ class Session:
         """
         return self.respondents.caller(name)
 
-    def open_if_limited(self, names: Iterable[str]) -> None:
-        """Opens models at once where there is a budget, since what each has cost in earlier sittings is part of it."""
-        if self._is_limited:
-            for name in names:
-                self.caller(name)
-
-    async def run_jobs(self, title: str, jobs: Mapping[Caller, Sequence[KeyedJob]]) -> dict[Any, Any]:
+    async def run_jobs(
+        self,
+        title: str,
+        jobs: Mapping[Caller, Sequence[KeyedJob]],
+        *,
+        on_result: Callable[[Any], object] = lambda result: None,
+    ) -> dict[Any, Any]:
         """Runs the jobs of several models side by side; see `calls.run_jobs`. Others let go of their weights.
 
         Args:
           title: of the progress bar.
           jobs: model -> (key, job) in the order in which they begin.
+          on_result: called with each result as it comes; may ask for a stop.
 
         Returns:
           Key -> result, in no certain order.
 
         Raises:
-          Unfinished: the budget is spent; all answers so far are kept.
-          KeyboardInterrupt: it was interrupted, after the calls in flight had ended.
+          Unfinished: the budget is spent, or another reason to stop; all answers so far are kept.
+          InputError: a model cannot be asked, for a reason that the user can mend.
+          KeyboardInterrupt: it was interrupted; like the others after the calls in flight had ended.
         """
         self.respondents.make_room(busy=[caller.respondent for caller in jobs])
         found: dict[Any, Any] = {}
         total = sum(map(len, jobs.values()))
         with tqdm(total=total, unit=" items", desc=title, file=sys.stderr, smoothing=0.1) as bar:
 
-            def done() -> None:
+            def done(result: Any) -> None:
                 bar.set_postfix_str(self.respondents.progress_text(), refresh=False)
                 bar.update()
+                on_result(result)
 
             async def run_part(caller: Caller, part: Sequence[KeyedJob]) -> None:
                 results = await run_jobs(
@@ -122,16 +134,18 @@ class Session:
                 )
                 found.update(zip((key for key, _ in part), results, strict=True))
 
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for caller, part in jobs.items():
-                        group.create_task(run_part(caller, part))
-            except BaseExceptionGroup as errors:
-                raise errors.exceptions[0] from None
-        if isinstance(self.stop.reason, KeyboardInterrupt):
-            raise self.stop.reason
-        if self.stop.reason is not None:
-            raise Unfinished(f"{self.stop.reason}; all answers so far are kept: raise it and start again to go on")
+            with _signals_ask(self.stop):
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        for caller, part in jobs.items():
+                            group.create_task(run_part(caller, part))
+                except BaseExceptionGroup as errors:
+                    raise errors.exceptions[0] from None
+        reason = self.stop.reason
+        if isinstance(reason, BudgetSpent):
+            raise Unfinished(f"{reason}; all answers so far are kept: raise it and start again to go on")
+        if reason is not None:
+            raise reason
         return found
 
     def _say_what_happened(self) -> None:
@@ -148,27 +162,29 @@ class Session:
                 file.write(json.dumps(record) + "\n")
 
 
-class _SignalsAsk:
-    """Until it is closed, the first Ctrl-C or SIGTERM asks for a stop."""
+@contextlib.contextmanager
+def _signals_ask(stop: Stop) -> Iterator[None]:
+    """Within, the first Ctrl-C or SIGTERM asks for a stop; after it, and behind the block, they end the process."""
+    loop, numbers = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, stop: Stop, say: Callable[[str], None]):
-        self.stop, self.say, self.loop = stop, say, asyncio.get_running_loop()
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.loop.add_signal_handler(number, self._interrupt)
-        except (RuntimeError, ValueError):  # not the main thread: signals are someone else's
-            pass
+    def let_go() -> None:
+        for number in numbers:
+            loop.remove_signal_handler(number)
 
-    def close(self) -> None:
-        """Signals end the process again."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.loop.remove_signal_handler(number)
-        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def _interrupt(self) -> None:
-        self.say("interrupted: waiting for the calls in flight; once more ends at once")
-        self.stop.ask(KeyboardInterrupt())
-        self.close()
+    def interrupt() -> None:
+        stop.ask(KeyboardInterrupt())
+        let_go()
         # No exception: it would wait for the thread in which a model of this process answers.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    try:
+        for number in numbers:
+            loop.add_signal_handler(number, interrupt)
+    except (RuntimeError, ValueError):  # not the main thread: signals are someone else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        let_go()
+        signal.signal(signal.SIGINT, signal.default_int_handler)

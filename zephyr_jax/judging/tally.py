@@ -23,7 +23,7 @@ class Tally:
       answered: answers that came.
       tries: requests sent, those in vain included.
       failed: requests given up.
-      troubles: what went wrong with a try (429, timed out, not JSON ...) -> how often.
+      troubles: what went wrong with a try (429, timed out, not JSON, unusable answer ...) -> how often.
       examples: the same -> what the first one said.
       prompt_tokens: read for the answers that came.
       completion_tokens: written for them.

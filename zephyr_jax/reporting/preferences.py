@@ -24,7 +24,7 @@ from zephyr_jax.reporting.page import (
 )  # fmt: skip
 from zephyr_jax.reporting.plots import Picture
 
-_MODELS_IN_TABLE, _MODELS_IN_MATRIX = 25, 12
+_ROWS_IN_TABLE, _MODELS_IN_MATRIX = 25, 12
 _MAX_CHARACTERS_SHOWN = 1500
 # A model that is in so many comparisons, and wins or loses so many of them, is a hint of its own.
 _ONE_SIDED, _MIN_COMPARISONS = 0.85, 50
@@ -175,22 +175,24 @@ def _length_bias_parts(comparisons: Sequence[Comparison]) -> Iterator[Html]:
     for comparison in comparisons:
         by_source[comparison.source].append(comparison)
     rows = []
-    for source, part in sorted(by_source.items(), key=lambda item: (-len(item[1]), item[0])):
+    for source, part in sorted(by_source.items(), key=lambda item: (-len(item[1]), item[0]))[:_ROWS_IN_TABLE]:
         bias = statistics.length_bias(part)
         rows.append(
             (source, len(part), _percent(bias.longer.share), _interval(bias.longer), bias.num_scored, bias.pearson)
         )
+    if len(by_source) > _ROWS_IN_TABLE:
+        yield element("p", f"{len(by_source)} sources; the {_ROWS_IN_TABLE} with the most comparisons.", class_="soft")
     yield table(("source", "comparisons", "longer chosen", "95 % interval", "with scores", "r with margin"), rows)
 
 
 def _model_parts(comparisons: Sequence[Comparison], models: Sequence[ModelRecord]) -> Iterator[Html]:
     rows = [
         (m.model, m.wins.total, m.wins.count, _percent(m.wins.share), _interval(m.wins), round(m.mean_characters))
-        for m in models[:_MODELS_IN_TABLE]
+        for m in models[:_ROWS_IN_TABLE]
     ]
     head = ("model", "comparisons", "wins", "share", "95 % interval", "mean length")
     yield element(
-        "p", f"{len(models)} models; those in the most comparisons first, at most {_MODELS_IN_TABLE}.", class_="soft"
+        "p", f"{len(models)} models; those in the most comparisons first, at most {_ROWS_IN_TABLE}.", class_="soft"
     )
     yield table(head, rows)
     names = [model.model for model in models[:_MODELS_IN_MATRIX]]

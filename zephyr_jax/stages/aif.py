@@ -15,7 +15,7 @@ import asyncio
 import collections
 import dataclasses
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,15 @@ from zephyr_jax.data.binarisation import BinarisationOptions, BinarisationReport
 from zephyr_jax.data.sources import iterate_rows, read_feedback, read_prompts
 from zephyr_jax.feedback_recipe import FeedbackRecipe
 from zephyr_jax.judging.annotation import annotated_row, annotation_jobs
-from zephyr_jax.judging.calls import NO_ANSWER
+from zephyr_jax.judging.calls import GIVEN_UP, NO_ANSWER, Caller
 from zephyr_jax.judging.completions import completion_jobs, completion_row
 from zephyr_jax.judging.estimate import assumed_prompts, estimate, estimates_table
 from zephyr_jax.judging.instructions import Writer, read_seeds
 from zephyr_jax.judging.seed_tasks import SEED_TASKS, TOPICS
-from zephyr_jax.judging.session import Session
+from zephyr_jax.judging.session import KeyedJob, Session
 from zephyr_jax.recipe import Source
 from zephyr_jax.records import BadRow, InputError, Prompt, Unfinished
+from zephyr_jax.respondent_options import Budget
 from zephyr_jax.whole_files import open_whole, write_json
 
 FILES = {
@@ -55,20 +56,22 @@ def run_feedback(recipe: FeedbackRecipe) -> dict[str, Any]:
     return asyncio.run(_Feedback(recipe).run())
 
 
-def describe_feedback(recipe: FeedbackRecipe) -> str:
+def describe_feedback(recipe: FeedbackRecipe, prompts: Sequence[Prompt] | None = None) -> str:
     """What a run would do: calls, tokens and cost of each step and model, as a table. Nothing is asked or written.
+
+    Args:
+      recipe: of the run.
+      prompts: those of its completions, where they have been read.
 
     Raises:
       InputError: the prompts cannot be read.
     """
-    prompts: list[Prompt] = []
-    if recipe.completions is not None:
-        is_written = (folder_of(recipe) / FILES["instructions"]).exists()
-        if recipe.prompts or is_written:
+    if prompts is None and recipe.completions is not None:
+        if recipe.prompts or (folder_of(recipe) / FILES["instructions"]).exists():
             prompts, _ = _read_prompts(recipe)
         elif recipe.instructions is not None:
             prompts = assumed_prompts(recipe.instructions.num_drafts)
-    return estimates_table(recipe, estimate(recipe, prompts))
+    return estimates_table(recipe, estimate(recipe, prompts or ()))
 
 
 def folder_of(recipe: FeedbackRecipe) -> Path:
@@ -109,9 +112,8 @@ class _Feedback:
             ("annotation", self._annotate),
             ("binarisation", self._binarise),
         ]
-        completions = self.recipe.completions
         async with self.session:
-            self.session.open_if_limited({self.recipe.teacher, *(completions.students if completions else ())})
+            self._open_models()
             for name, work in steps:
                 if getattr(self.recipe, name) is not None:
                     await self._do(name, work)
@@ -123,15 +125,29 @@ class _Feedback:
         write_json(self.folder / "summary.json", summary)
         return summary
 
-    def _say_estimate(self) -> None:
+    def _open_models(self) -> None:
+        """Opens whoever is still to be asked: a key that is not set is said before another model has answered.
+
+        With a budget all are opened, since what each has cost in earlier sittings is part of it.
+        """
+        recipe = self.recipe
+        asked: dict[str, tuple[str, ...]] = {"instructions": (recipe.teacher,), "annotation": (recipe.teacher,)}
+        if recipe.completions is not None:
+            asked["completions"] = recipe.completions.students
+        left = [name for name in asked if getattr(recipe, name) is not None and not self._file(name).exists()]
+        for step in asked if left and recipe.budget != Budget() else left:
+            for name in asked[step]:
+                self.session.caller(name)
+
+    def _say_estimate(self, prompts: Sequence[Prompt] | None = None) -> None:
         """Says once what the whole run takes."""
         if not self.said_estimate:
             self.said_estimate = True
-            self.session.say(f"what the run takes in all:\n{describe_feedback(self.recipe)}")
+            self.session.say(f"what the run takes in all:\n{describe_feedback(self.recipe, prompts)}")
 
     async def _do(self, name: str, work: Callable[[_Step], Awaitable[list[dict[str, Any]]]]) -> None:
         """One step, if its file is not there."""
-        file = self.folder / FILES[name]
+        file = self._file(name)
         if file.exists():
             self.session.say(f"{name}: done before -> {file}")
             return
@@ -146,6 +162,9 @@ class _Feedback:
         shown = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in step.counts.items() if value)
         self.session.say(f"{name}: {shown} -> {file}")
 
+    def _file(self, name: str) -> Path:
+        return self.folder / FILES[name]
+
     def _counts_file(self, name: str) -> Path:
         return self.folder / f"{name}.counts.json"
 
@@ -156,12 +175,11 @@ class _Feedback:
         teacher = self.session.caller(self.recipe.teacher)
         writer = Writer(teacher, options, self.recipe.seed, topics, tasks, unusable=step.unusable)
         self._say_estimate()
-        drafts = await self.session.run_jobs(step.name, {teacher: writer.draft_jobs()})
+        # A task that was given up is left out, and counted there.
+        drafts = await self._run_jobs(step, {teacher: writer.draft_jobs()}, failed=(NO_ANSWER,))
         kept = writer.keep_good([drafts[number] for number in sorted(drafts)])
-        rows = await self.session.run_jobs(step.name, {teacher: writer.dialogue_jobs(kept)})
+        rows = await self._run_jobs(step, {teacher: writer.dialogue_jobs(kept)}, failed=(NO_ANSWER,))
         dialogues = [rows[number] for number in sorted(rows) if rows[number] is not None]
-        num_failed = sum(count for kind, count in step.unusable.items() if kind.endswith(NO_ANSWER))
-        self._check_failed(step, num_failed, len(drafts) + len(rows))
         step.counts |= {"drafts": options.num_drafts, "tasks": len(kept), "dialogues": len(dialogues)}
         step.counts["turns"] = sum(len(row["messages"]) // 2 for row in dialogues)
         step.counts["left_out"] = dict(sorted(writer.left_out.items()))
@@ -174,35 +192,32 @@ class _Feedback:
         assert options is not None
         prompts, counts = _read_prompts(self.recipe)
         step.counts |= {"prompts": len(prompts), **counts}
-        self._say_estimate()
+        self._say_estimate(prompts)
         callers = {name: self.session.caller(name) for name in options.students}
         jobs = completion_jobs(prompts, options, callers, seed=self.recipe.seed, unusable=step.unusable)
-        found = await self.session.run_jobs(step.name, {callers[name]: part for name, part in jobs.items()})
+        found = await self._run_jobs(step, {callers[name]: part for name, part in jobs.items()})
         rows: list[list[dict[str, Any]]] = [[] for _ in prompts]
         for (index, _), completion in sorted(found.items()):
             rows[index].append(completion)
-        self._check_failed(step, sum(not completion["response"] for completion in found.values()), len(found))
         return [completion_row(prompt, completions) for prompt, completions in zip(prompts, rows, strict=True)]
 
     async def _annotate(self, step: _Step) -> list[dict[str, Any]]:
         options = self.recipe.annotation
         assert options is not None
-        rows = list(_read_lines(self.folder / FILES["completions"]))
+        rows = list(_read_lines(self._file("completions")))
         teacher = self.session.caller(self.recipe.teacher)
         jobs = annotation_jobs(rows, options, teacher, seed=self.recipe.seed, unusable=step.unusable)
-        found = await self.session.run_jobs(
-            step.name, {teacher: [((*key, number), job) for number, (key, job) in enumerate(jobs)]}
-        )
+        found = await self._run_jobs(step, {teacher: [((*key, number), job) for number, (key, job) in enumerate(jobs)]})
+        step.counts["prompts_with_nothing_to_compare"] = len(rows) - len({index for index, *_ in found})
         ratings: list[dict[str, list[Any]]] = [{aspect: [] for aspect in options.aspects} for _ in rows]
         for (index, aspect, _), rating in sorted(found.items(), key=lambda item: item[0][-1]):
             ratings[index][aspect].append(rating)
-        self._check_failed(step, sum(rating is None for rating in found.values()), len(found))
         return [annotated_row(row, rating) for row, rating in zip(rows, ratings, strict=True)]
 
     async def _binarise(self, step: _Step) -> list[dict[str, Any]]:
         options = self.recipe.binarisation
         assert options is not None
-        source = Source(source=str(self.folder / FILES["annotation"]))
+        source = Source(source=str(self._file("annotation")))
         records, read = read_feedback([source], seed=self.recipe.seed, max_bad_rows=0.0)
         report = BinarisationReport(num_rows=read.num_rows)
         how = BinarisationOptions(
@@ -218,23 +233,48 @@ class _Feedback:
             )
         return [pair for pair in pairs if pair is not None]
 
-    def _check_failed(self, step: _Step, num_failed: int, num_calls: int) -> None:
-        step.counts |= {"calls": num_calls, "without_usable_answer": num_failed}
-        if num_failed > self.recipe.max_failed * num_calls:
-            reasons = ", ".join(f"{kind} {count}" for kind, count in sorted(step.unusable.items()))
-            raise Unfinished(
-                f"{step.name}: {num_failed} of {num_calls} questions have no usable answer ({reasons}), more than "
-                f"max_failed allows ({self.recipe.max_failed:.0%}). All answers are kept, also what cannot be used: "
-                "start again to ask once more where none came; raise max_failed to go on without these; or take more "
-                "max_tries with --new-run"
-            )
+    async def _run_jobs(
+        self, step: _Step, jobs: Mapping[Caller, Sequence[KeyedJob]], *, failed: Sequence[str] = (NO_ANSWER, GIVEN_UP)
+    ) -> dict[Any, Any]:
+        """Runs jobs of a step; stops as soon as more of its questions came to nothing than may in all.
+
+        Args:
+          step: its counts grow.
+          jobs: as session.run_jobs takes them.
+          failed: what became of questions that count as such.
+        """
+        counts = step.counts
+        counts["calls"] = counts.get("calls", 0) + sum(map(len, jobs.values()))
+
+        def count(result: Any = None) -> None:
+            num_failed = sum(number for kind, number in step.unusable.items() if kind.endswith(tuple(failed)))
+            counts["without_usable_answer"] = num_failed
+            if num_failed > self.recipe.max_failed * counts["calls"]:
+                self.session.stop.ask(self._too_many_failed(step))
+
+        count()
+        return await self.session.run_jobs(step.name, jobs, on_result=count)
+
+    def _too_many_failed(self, step: _Step) -> Unfinished:
+        reasons = ", ".join(f"{kind} {number}" for kind, number in sorted(step.unusable.items()))
+        return Unfinished(
+            f"{step.name}: {step.counts['without_usable_answer']} of {step.counts['calls']} questions have no usable "
+            f"answer ({reasons}; examples are in the table above), more than max_failed allows "
+            f"({self.recipe.max_failed:.0%}). All answers are kept, also what cannot be used: start again to ask once "
+            "more where none came; raise max_failed to go on without these; or take more max_tries with --new-run"
+        )
 
 
 def _read_seeds(source: str) -> tuple[Sequence[str], Sequence[str]]:
     """Topics and tasks."""
     if source == "builtin":
         return TOPICS, SEED_TASKS
-    topics, tasks = read_seeds([row for _, row in iterate_rows(source) if not isinstance(row, BadRow)])
+    rows = []
+    for location, row in iterate_rows(source):
+        if isinstance(row, BadRow):
+            raise InputError(f"instructions.seeds: {location}: {row.reason}")
+        rows.append(row)
+    topics, tasks = read_seeds(rows)
     if not topics or not tasks:
         raise InputError(f"instructions.seeds: {source} has no {'topic' if tasks else 'task'}; wanted rows with both")
     return topics, tasks
