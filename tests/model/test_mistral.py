@@ -219,7 +219,7 @@ def test_remat_policies_and_attentions_give_the_same_gradients():
 
     plain = gradients()
     remats = [{"remat": policy, "attention": "blockwise"} for policy in ("full", "attention", "mlp", "dots")]
-    for settings in ({"remat": "full"}, {"remat": "dots"}, {"attention": "blockwise"}, *remats):
+    for settings in ({"attention": "blockwise"}, *remats):
         for leaf, other in zip(plain, gradients(**settings), strict=True):
             np.testing.assert_allclose(other, leaf, atol=1e-5 * np.abs(leaf).max(), err_msg=str(settings))
 

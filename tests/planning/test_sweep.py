@@ -12,7 +12,7 @@ from zephyr_jax.planning.estimate import Bounds, memory_verdict
 from zephyr_jax.planning.machine import Machine
 from zephyr_jax.planning.programs import Compiled
 from zephyr_jax.planning.stage_plan import StagePlan
-from zephyr_jax.planning.sweep import Point, best_points, parse_sweep, rule_text, sweep_json, sweep_text
+from zephyr_jax.planning.sweep import Point, best_points, parse_sweep, point_row, rule_text, sweep_json, sweep_text
 from zephyr_jax.recipe import load_recipe
 from zephyr_jax.records import InputError
 from zephyr_jax.stages.planned import plan_point, plan_stage
@@ -90,3 +90,9 @@ def test_the_page_shows_every_point(plan):
     points = [_point("a", plan, seconds=1, peak=1e9), Point(("mesh.fsdp=5",), None, "cannot be filled")]
     text = sweep_page(points, title="two points", subtitle="16 x A100")
     assert text.count("<svg") == 1 and "cannot be filled" in text and "name=a" in text
+
+
+def test_a_point_compiled_for_cpus_has_no_verdict_and_is_not_said_to_be_uncompiled(plan):
+    point = _point("cpu", plan, seconds=1, peak=1e9)
+    unjudged = dataclasses.replace(point, plan=dataclasses.replace(point.plan, verdict=None))
+    assert point_row(unjudged)[-1] == "compiled" and point_row(Point((), plan, None))[-1] == "not compiled"

@@ -7,7 +7,6 @@ An instruction is the one user turn of a dialogue, given to the model's own chat
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from zephyr_jax.evaluation.judges import Ask
 from zephyr_jax.evaluation.stored_rows import field, read_rows
 from zephyr_jax.judging.protocol import ChatRequest, derived_seed
 from zephyr_jax.records import InputError
+from zephyr_jax.whole_files import write_json
 
 DATASPLIT = "eval"  # what alpaca_eval calls its set
 _WANTED = "an instruction of AlpacaEval, with instruction"
@@ -104,6 +104,4 @@ class Answering:
 def write_outputs(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes a model_outputs.json; the file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(rows, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_json(path, rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from zephyr_jax.judging.protocol import Reply
 from zephyr_jax.judging.replay import ReplayJudge
 from zephyr_jax.judging.session import Session
 from zephyr_jax.records import InputError, Message, Unfinished
+from zephyr_jax.whole_files import write_json
 
 _WANTED = "an annotation of alpaca_eval with instruction, output_1, output_2, annotator and raw_completion"
 
@@ -58,9 +58,7 @@ class JudgedOutputs:
             places.setdefault(folder.joinpath(*names), []).append(row)
         for place, rows in places.items():
             place.mkdir(parents=True, exist_ok=True)
-            partial = place / "annotations.json.partial"
-            partial.write_text(json.dumps(rows, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-            partial.replace(place / "annotations.json")
+            write_json(place / "annotations.json", rows)
 
 
 async def judge_outputs(

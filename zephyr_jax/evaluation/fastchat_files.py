@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from zephyr_jax.evaluation.stored_rows import field, number_or_none, read_rows
 from zephyr_jax.records import InputError
+from zephyr_jax.whole_files import open_whole
 
 UNPARSED = -1  # the score of a judgment without a rating
 # Rows that are made here do not hang on when they were: a resumed run writes the very files of an untouched one, and a
@@ -341,8 +342,6 @@ class _Row(Protocol):
 def write_rows(path: Path, rows: Iterable[_Row]) -> None:
     """Writes answers or judgments, a line each, by question as FastChat orders them; the file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with open_whole(path) as file:
         for row in sorted(rows, key=lambda row: row.question_id):
             file.write(json.dumps(row.as_row(), ensure_ascii=False) + "\n")
-    partial.replace(path)

@@ -119,8 +119,8 @@ def point_row(point: Point) -> tuple[str, ...]:
         "" if each is None else f"{each:.2f} s"
         for each in (bounds.compute_seconds, bounds.network_seconds, bounds.step_seconds)
     ]
-    verdict = point.reason or (plan.verdict.text if plan.verdict else "not compiled")
-    return (point.name, step, *memory, *traffic, f"{100 * plan.remat_share:.0f} %", *seconds, verdict)
+    judged = "not compiled" if compiled is None else "compiled" if plan.verdict is None else plan.verdict.text
+    return (point.name, step, *memory, *traffic, f"{100 * plan.remat_share:.0f} %", *seconds, point.reason or judged)
 
 
 def sweep_text(points: Sequence[Point]) -> str:
