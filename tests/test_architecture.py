@@ -7,6 +7,7 @@ checker and not part of the structure.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import statistics
 import sys
@@ -127,10 +128,16 @@ def _statements(node: ast.AST, *, at_import: bool) -> Iterator[ast.AST]:
         yield from _statements(child, at_import=at_import)
 
 
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def _imports(path: Path, *, at_import: bool = False) -> set[str]:
     """Full dotted names of everything that a file imports; `from a import b` counts as `a.b` where b is a module."""
     names = set()
-    for node in _statements(ast.parse(path.read_text(encoding="utf-8")), at_import=at_import):
+    for node in _statements(_tree(path), at_import=at_import):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -238,7 +245,7 @@ def test_nothing_works_at_import(path: Path) -> None:
         "jax.ShapeDtypeStruct",
         "jax.sharding.",
     )
-    for node in _statements(ast.parse(path.read_text(encoding="utf-8")), at_import=True):
+    for node in _statements(_tree(path), at_import=True):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             if called.startswith(("jax.", "jnp.")):
@@ -272,7 +279,7 @@ def test_every_folder_is_a_package() -> None:
 
 @each_file
 def test_a_file_says_what_it_is_and_has_a_name_of_its_own(path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert ast.get_docstring(_tree(path))
     assert path.stem not in ("utils", "util", "helpers", "helper", "common", "misc")
 
 

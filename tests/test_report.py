@@ -124,7 +124,7 @@ def test_a_long_run_is_drawn_by_means(run: Path) -> None:
     assert "means of 3 logged steps" in page and len(page) < 1_000_000
 
 
-def test_the_evaluation_is_shown_by_the_blocks_it_kept(run: Path, tmp_path: Path) -> None:
+def test_the_evaluation_is_shown_by_the_blocks_it_kept(run: Path) -> None:
     blocks = [
         Block("Any benchmark", [Sentences(["a < b"]), Intervals("L", "", "score", [("ours", 1, 0, 2)], None, "C")]),
         Block("Wheel", [Radar("R", CATEGORIES, {"ours": [5] * 8}, {}, 10, "By category")], {"ours": "5.00"}),

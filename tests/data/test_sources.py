@@ -196,7 +196,7 @@ def test_sources_follow_one_another_each_with_its_share(six):
     assert rows[2:5] == sorted(rows[2:5]) and rows[5:] == sorted(rows[5:])
 
 
-def test_lines_that_are_not_taken_are_not_parsed(tmp_path, six):
+def test_lines_that_are_not_taken_are_not_parsed(six):
     with open(six, "a") as file:
         file.write("not JSON\n")
     assert numbers(read(six, limit=6)[0]) == list(range(6))

@@ -70,7 +70,7 @@ ROWS = {"train": ["rows.jsonl"], "eval": ["rows.jsonl"]}
 def sft_options(**changes: Any) -> Dsft:
     """Options of dSFT for the small model."""
     given = {
-        "data": {"train": ["rows.jsonl"], "eval": ["rows.jsonl"]},
+        "data": ROWS,
         "max_length": 64,
         "batch_size": 8,
         "learning_rate": 0.01,
@@ -81,7 +81,7 @@ def sft_options(**changes: Any) -> Dsft:
 def dpo_options(**changes: Any) -> Ddpo:
     """Options of dDPO for the small model."""
     given = {
-        "data": {"train": ["rows.jsonl"], "eval": ["rows.jsonl"]},
+        "data": ROWS,
         "max_length": 32,
         "max_prompt_length": 16,
         "row_length": 64,
