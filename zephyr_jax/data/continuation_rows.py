@@ -213,7 +213,7 @@ class ForkRows:
         """Micro-batches."""
         return -(-len(self.rows) // self.rows_per_step)
 
-    def step(self, step: int, *, pad_id: int = 0) -> tuple[MicroBatch, list[tuple[int, ...]]]:
+    def step(self, step: int) -> tuple[MicroBatch, list[tuple[int, ...]]]:
         """A micro-batch, and the requests of each continuation in it: slot -> owners. Steps are counted from 0.
 
         The context [1 2 3] with [4 5 6] and [7 8] and [9] in a row of 8:
@@ -233,9 +233,7 @@ class ForkRows:
           positions       0    1    2    3    3    2    3
           branches        0    0  256  257  258  512  513
         """
-        batch = empty_micro_batch(
-            num_rows=self.rows_per_step, row_length=self.row_length, num_targets=self.num_targets, pad_id=pad_id
-        )
+        batch = empty_micro_batch(num_rows=self.rows_per_step, row_length=self.row_length, num_targets=self.num_targets)
         owners: list[tuple[int, ...]] = []
         first = step * self.rows_per_step
         for row, members in enumerate(self.rows[first : first + self.rows_per_step]):

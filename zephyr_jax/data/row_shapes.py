@@ -14,6 +14,7 @@ import numpy as np
 from zephyr_jax.data.packing import round_up
 
 MOST_SHAPES, MOST_SHAPES_OF_A_SHORT_RUN = 8, 4
+LEAST_SAVING = 0.01  # the share of all positions that a further shape must save
 STEPS_PER_SHAPE = 12  # what a further shape saves, a few hundredths of all steps, must be more than its compilation
 
 
@@ -35,7 +36,6 @@ def choose_row_shapes(
     most_rows: int,
     row_multiple: int = 1,
     max_shapes: int = MOST_SHAPES_OF_A_SHORT_RUN,
-    min_saving: float = 0.01,
 ) -> list[tuple[int, int]]:
     """Picks the shapes one after the other, each the one that saves the most padding, while it is worth a program.
 
@@ -50,7 +50,6 @@ def choose_row_shapes(
       most_rows: rows of the longest row length that any step of the run needs.
       row_multiple: every number of rows is a multiple of it.
       max_shapes: the most shapes, see `most_shapes`.
-      min_saving: share of all positions that a further shape must save.
 
     Returns:
       `(rows, row length)` by their positions, ascending; the last holds every step.
@@ -71,7 +70,7 @@ def choose_row_shapes(
             fits = (needed[:, column] > 0) & (needed[:, column] <= num_rows)
             options.append(np.where(fits, np.minimum(positions, num_rows * row_length), positions))
         best = int(np.argmin([option.sum() for option in options]))
-        if options[best].sum() > (1 - min_saving) * positions.sum():
+        if options[best].sum() > (1 - LEAST_SAVING) * positions.sum():
             break
         positions = options[best]
         shapes.append(candidates[best][:2])

@@ -20,6 +20,8 @@ from zephyr_jax.reporting.page import Html
 INK, LINE, FIRST, SECOND = "#010203", "#010204", "#010205", "#010206"
 _PAGE_COLOURS = {INK: "currentColor", LINE: "var(--line)", FIRST: "var(--first)", SECOND: "var(--second)"}
 MAX_POINTS = 300
+_NUM_BINS = 40  # of a histogram, over the whole range; even, so that an edge can stand in the middle
+_NUM_CELLS = 22  # of a grid of bubbles, along each side
 _SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "zephyr", "font.size": 10, "axes.edgecolor": LINE, "axes.labelcolor": INK,
     "axes.titlesize": 10.5, "text.color": INK, "xtick.color": INK,
@@ -85,7 +87,6 @@ class Picture:
         title: str,
         x_label: str,
         log: bool = False,
-        num_bins: int = 40,
         split_at: float | None = None,
     ) -> None:
         """Counts by value.
@@ -95,12 +96,11 @@ class Picture:
           title: above the panel.
           x_label: what the values are, with their unit.
           log: bins of equal ratio, for positive values.
-          num_bins: bins over the whole range.
           split_at: one series only: bins above are in the first colour, below in the second.
         """
         axes = self._next_panel(title, x_label, "count")
         values = {name: np.asarray(given, float) for name, given in series.items()}
-        edges = _bin_edges(np.concatenate(list(values.values())), num_bins, log, split_at)
+        edges = _bin_edges(np.concatenate(list(values.values())), log, split_at)
         for (name, given), colour in zip(values.items(), (FIRST, SECOND), strict=False):
             counts, _ = np.histogram(given, edges)
             if split_at is not None:
@@ -173,18 +173,16 @@ class Picture:
         if len(series) + len(points) > 1:
             axes.legend(frameon=False, labelcolor=INK, fontsize=8)
 
-    def bubbles(
-        self, x: np.ndarray, y: np.ndarray, *, title: str, x_label: str, y_label: str, num_bins: int = 22
-    ) -> None:
+    def bubbles(self, x: np.ndarray, y: np.ndarray, *, title: str, x_label: str, y_label: str) -> None:
         """How often x and y come together: a disc for each cell of a grid, its area the count; and the mean of y."""
         axes = self._next_panel(title, x_label, y_label)
-        counts, x_edges, y_edges = np.histogram2d(x, y, num_bins)
+        counts, x_edges, y_edges = np.histogram2d(x, y, _NUM_CELLS)
         x_cell, y_cell = np.nonzero(counts)
         x_centres, y_centres = (x_edges[:-1] + x_edges[1:]) / 2, (y_edges[:-1] + y_edges[1:]) / 2
         sizes = 130 * counts[x_cell, y_cell] / counts.max()
         axes.scatter(x_centres[x_cell], y_centres[y_cell], s=sizes + 2, color=FIRST, alpha=0.45, linewidth=0)
-        column = np.clip(np.digitize(x, x_edges) - 1, 0, num_bins - 1)
-        filled = np.flatnonzero(np.bincount(column, minlength=num_bins) >= 5)
+        column = np.clip(np.digitize(x, x_edges) - 1, 0, _NUM_CELLS - 1)
+        filled = np.flatnonzero(np.bincount(column, minlength=_NUM_CELLS) >= 5)
         axes.plot(x_centres[filled], [y[column == cell].mean() for cell in filled], color=SECOND, label="mean")
         axes.legend(frameon=False, labelcolor=INK)
 
@@ -310,11 +308,11 @@ def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     return sums[0], sums[1], np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)
 
 
-def _bin_edges(values: np.ndarray, num_bins: int, log: bool, split_at: float | None) -> np.ndarray:
+def _bin_edges(values: np.ndarray, log: bool, split_at: float | None) -> np.ndarray:
     low, high = float(values.min()), float(values.max())
     if log:
-        return np.geomspace(max(low, 1), max(high, low + 1, 2), num_bins + 1)
+        return np.geomspace(max(low, 1), max(high, low + 1, 2), _NUM_BINS + 1)
     if split_at is not None:  # an edge stands at the split
         reach = max(high - split_at, split_at - low, 1e-9)
-        return np.linspace(split_at - reach, split_at + reach, 2 * ((num_bins + 1) // 2) + 1)
-    return np.linspace(low, high if high > low else low + 1, num_bins + 1)
+        return np.linspace(split_at - reach, split_at + reach, _NUM_BINS + 1)
+    return np.linspace(low, high if high > low else low + 1, _NUM_BINS + 1)
