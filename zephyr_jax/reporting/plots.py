@@ -20,7 +20,7 @@ from zephyr_jax.reporting.page import Html
 INK, LINE, FIRST, SECOND = "#010203", "#010204", "#010205", "#010206"
 _PAGE_COLOURS = {INK: "currentColor", LINE: "var(--line)", FIRST: "var(--first)", SECOND: "var(--second)"}
 MAX_POINTS = 300
-_NUM_BINS = 40  # of a histogram, over the whole range; even, so that an edge can stand in the middle
+_NUM_BINS = 40  # of a histogram, over the whole range
 _NUM_CELLS = 22  # of a grid of bubbles, along each side
 _SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "zephyr", "font.size": 10, "axes.edgecolor": LINE, "axes.labelcolor": INK,
@@ -100,7 +100,7 @@ class Picture:
         """
         axes = self._next_panel(title, x_label, "count")
         values = {name: np.asarray(given, float) for name, given in series.items()}
-        edges = _bin_edges(np.concatenate(list(values.values())), log, split_at)
+        edges = _bin_edges(np.concatenate(list(values.values())), _NUM_BINS, log, split_at)
         for (name, given), colour in zip(values.items(), (FIRST, SECOND), strict=False):
             counts, _ = np.histogram(given, edges)
             if split_at is not None:
@@ -308,11 +308,11 @@ def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     return sums[0], sums[1], np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)
 
 
-def _bin_edges(values: np.ndarray, log: bool, split_at: float | None) -> np.ndarray:
+def _bin_edges(values: np.ndarray, num_bins: int, log: bool, split_at: float | None) -> np.ndarray:
     low, high = float(values.min()), float(values.max())
     if log:
-        return np.geomspace(max(low, 1), max(high, low + 1, 2), _NUM_BINS + 1)
+        return np.geomspace(max(low, 1), max(high, low + 1, 2), num_bins + 1)
     if split_at is not None:  # an edge stands at the split
         reach = max(high - split_at, split_at - low, 1e-9)
-        return np.linspace(split_at - reach, split_at + reach, _NUM_BINS + 1)
-    return np.linspace(low, high if high > low else low + 1, _NUM_BINS + 1)
+        return np.linspace(split_at - reach, split_at + reach, 2 * ((num_bins + 1) // 2) + 1)
+    return np.linspace(low, high if high > low else low + 1, num_bins + 1)
