@@ -52,13 +52,12 @@ def _start(**environment: str) -> tuple[list[str], str]:
     return result.stdout.splitlines(), result.stderr
 
 
-@pytest.mark.parametrize("num_devices", [1, 16])
-def test_a_second_start_reads_the_program_and_gives_the_same_bits(num_devices, tmp_path):
-    """Nothing is said on stderr, what memory it plans with is the same, and the donated buffer is gone both times."""
-    environment = {
-        "XDG_CACHE_HOME": str(tmp_path),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
-    }
+def test_a_second_start_reads_the_program_and_gives_the_same_bits(tmp_path):
+    """Nothing is said on stderr, what memory it plans with is the same, and the donated buffer is gone both times.
+
+    Another number of devices has a program of its own, in the same bounded folder.
+    """
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "XLA_FLAGS": "--xla_force_host_platform_device_count=16"}
     first, first_err = _start(**environment)
     second, second_err = _start(**environment)
     assert first[1].startswith("False") and second[1] == first[1].replace("False", "True")
@@ -67,18 +66,8 @@ def test_a_second_start_reads_the_program_and_gives_the_same_bits(num_devices, t
     folder = Path(first[0])
     assert folder.is_relative_to(tmp_path / "zephyr_jax") and list(folder.glob("jit_step-*-cache"))
     assert folder.stat().st_mode & 0o077 == 0  # what lies there is run
-
-
-def test_other_numbers_of_devices_have_programs_of_their_own(tmp_path):
-    for num_devices in (2, 4):
-        lines, _ = _start(
-            XDG_CACHE_HOME=str(tmp_path), XLA_FLAGS=f"--xla_force_host_platform_device_count={num_devices}"
-        )
-        assert lines[1].startswith("False")
-
-
-def test_the_cache_is_bounded(tmp_path):
-    assert _start(XDG_CACHE_HOME=str(tmp_path))[0][-1] == f"{256 << 20} 0.0"
+    on_one, _ = _start(XDG_CACHE_HOME=str(tmp_path))
+    assert on_one[1].startswith("False") and on_one[-1] == f"{256 << 20} 0.0"
 
 
 def test_jaxs_own_variables_win(tmp_path):

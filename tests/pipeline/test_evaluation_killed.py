@@ -19,6 +19,7 @@ from zephyr_jax import evaluate
 pytest.importorskip("openai", reason="the extra [feedback] is not installed")
 
 JUDGE_SLOTS = 4
+SAMPLED = "mt_bench.answering.temperatures={}"  # all at 0.7, as AlpacaEval's are: fewer programs to compile
 NUM_TURNS = 16 * 2
 FILES = (
     "results.json",
@@ -60,14 +61,14 @@ def test_killed_while_it_answers_and_while_it_judges_it_makes_the_files_of_an_un
         models["judge"] = served(server.url, "judge")
         for name in ("untouched", "killed"):
             (tmp_path / name).mkdir()
-        assert evaluate.main(["--config", str(write_recipe(tmp_path / "untouched", models))]) == 0
+        assert evaluate.main(["--config", str(write_recipe(tmp_path / "untouched", models)), SAMPLED]) == 0
         wanted = _contents(tmp_path / "untouched")
         num_judgments = len(server.calls)
         assert sum(server.calls.values()) == num_judgments
         server.calls.clear()
 
         folder = tmp_path / "killed"
-        command = [sys.executable, "-m", "zephyr_jax.evaluate", "--config", str(write_recipe(folder, models))]
+        command = [sys.executable, "-m", "zephyr_jax.evaluate", "--config", str(write_recipe(folder, models)), SAMPLED]
         _kill_when(lambda: len(_answers_kept(folder)) >= NUM_TURNS // 4, command, repository)
         kept = _answers_kept(folder)
         assert NUM_TURNS // 4 <= len(kept) < NUM_TURNS

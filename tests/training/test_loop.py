@@ -387,8 +387,15 @@ def test_nothing_is_compiled_once_every_shape_was_seen(tmp_path):
     assert len(set(counts[3:])) == 1
 
 
-@pytest.mark.parametrize("mesh", [Mesh(data=1, fsdp=1, tensor=1), Mesh(data=2, fsdp=4, tensor=2)], ids=["1", "16"])
-@pytest.mark.parametrize(("stage", "changes"), [("dsft", {}), ("dsft", {"micro_batch_size": 16}), ("ddpo", {})])
+@pytest.mark.parametrize(
+    ("stage", "changes", "mesh"),
+    [
+        ("dsft", {}, Mesh(data=1, fsdp=1, tensor=1)),
+        ("dsft", {"micro_batch_size": 16}, Mesh(data=2, fsdp=4, tensor=2)),
+        ("ddpo", {}, Mesh(data=2, fsdp=4, tensor=2)),
+    ],
+    ids=["dsft on 1", "dsft accumulated on 16", "ddpo on 16"],
+)
 def test_the_whole_state_is_updated_in_place(stage, changes, mesh, tmp_path, monkeypatch, capsys):
     """The real train steps: every parameter, moment and count aliased, the old state's buffers gone, no warning."""
     calls = []

@@ -100,21 +100,22 @@ def _dpo_steps(micro_batch_size, *, layout="packed", optimizer=None, **changes):
 
 @pytest.mark.parametrize("train", [_sft_steps, _dpo_steps], ids=["dsft", "ddpo"])
 def test_accumulation_equals_the_big_batch(train):
-    """Losses, every metric and the parameters after two clipped updates, from 1, 2 and 4 micro-batches a step."""
+    """Losses, every metric and the parameters after two clipped updates, from 1 and 4 micro-batches a step."""
     state, metrics = train(8)
     assert metrics[0]["grad_norm"] > 0.5 and len(metrics) == 2
-    for micro_batch_size in (4, 2):
-        other_state, other_metrics = train(micro_batch_size)
-        assert_close(other_metrics, metrics, tolerance=2e-5)
-        # Adam's m / sqrt(v) turns rounding of a gradient near 0 into a visible part of the step of 0.01.
-        assert_close(other_state.params, state.params, tolerance=2e-4)
+    other_state, other_metrics = train(2)
+    assert_close(other_metrics, metrics, tolerance=2e-5)
+    # Adam's m / sqrt(v) turns rounding of a gradient near 0 into a visible part of the step of 0.01.
+    assert_close(other_state.params, state.params, tolerance=2e-4)
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
-def test_packed_pairs_equal_padded_rows(loss):
-    """Losses, metrics and gradients (plain descent shows them) of two steps; the prompts' states are shared or not."""
-    packed_state, packed = _dpo_steps(8, layout="packed", optimizer=optax.sgd(1.0), loss=loss)
-    padded_state, padded = _dpo_steps(8, layout="padded", optimizer=optax.sgd(1.0), loss=loss)
+def test_packed_pairs_equal_padded_rows():
+    """Losses, metrics and gradients (plain descent shows them) of two steps; the prompts' states are shared or not.
+
+    By ipo, which reads the answers' lengths too.
+    """
+    packed_state, packed = _dpo_steps(8, layout="packed", optimizer=optax.sgd(1.0), loss="ipo")
+    padded_state, padded = _dpo_steps(8, layout="padded", optimizer=optax.sgd(1.0), loss="ipo")
     assert_close(packed, padded, tolerance=2e-5)
     changes = [
         jax.tree.map(lambda new, old: new - old, jax.device_get(state.params), make_params())
