@@ -204,7 +204,7 @@ def test_a_mistake_in_the_recipe_is_named(recipe: Path, override: str, message: 
 def test_a_recipe_without_anything_to_evaluate_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("name: nothing\n")
-    with pytest.raises(InputError, match="none of the blocks alpaca_eval, mt_bench, academic, agreement"):
+    with pytest.raises(InputError, match="recipe.yaml: has none of the blocks alpaca_eval, mt_bench, academic"):
         load_evaluation_recipe(path)
 
 
@@ -229,6 +229,8 @@ def test_agreement_is_a_command(tmp_path: Path, capsys) -> None:
     other = write(tmp_path / "other.jsonl", [a_grading(99, 5)])
     assert judge_agreement.main(["--judge", judge, "--reference", other]) == 2
     assert "no item with a parsed judgment by both" in capsys.readouterr().err
+    assert judge_agreement.main(["--judge", judge, "--reference", reference, "--items", "5", "--both-orders"]) == 2
+    assert "--items, --both-orders: for a model that is asked now" in capsys.readouterr().err
 
 
 def test_the_shipped_recipe_gives_the_published_figures(zephyr_data: Path, repository: Path, tmp_path: Path) -> None:

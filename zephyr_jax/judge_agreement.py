@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from zephyr_jax.evaluation.trust import AgreementResult
     from zephyr_jax.judging.session import Session
 
+_FOR_A_MODEL = (
+    "config", "items", "prompts", "prompt", "reading", "outputs", "both_orders", "system_as", "max_tokens",
+)  # fmt: skip
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
@@ -72,6 +76,11 @@ def _run(arguments: argparse.Namespace) -> None:
         raise InputError(f"got {arguments.overrides[0]}, which changes a recipe; wanted --config FILE before it")
     rows: list[Any] = []
     if arguments.judge_model is None:
+        parser = build_parser()
+        idle = [name for name in _FOR_A_MODEL if getattr(arguments, name) != parser.get_default(name)]
+        if idle:
+            given = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+            raise InputError(f"{given}: for a model that is asked now; wanted --judge-model, or without")
         options = AgreementOptions(judge=tuple(arguments.judge), reference=tuple(arguments.reference))
         (result,) = agreement_results(options, sampling=sampling)
     else:

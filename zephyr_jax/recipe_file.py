@@ -274,7 +274,7 @@ class _Reader:
         return int(opening.group(1) or -1) if opening else 10**9
 
     def _sentence(self, key: Key, text: str) -> str:
-        return f"{self._place(key)}: {_dotted(key)}: {text}"
+        return ": ".join(filter(None, (self._place(key), _dotted(key), text)))
 
     def _place(self, key: Key) -> str:
         while key not in self._where:

@@ -32,6 +32,10 @@ from zephyr_jax import evaluate
             "alpaca_eval.length_control={glm: length_controlled_v1, file: /nowhere.csv}",
             "length_control.file /nowhere.csv: cannot be read",
         ),
+        (
+            "alpaca_eval.length_control={glm: length_controlled_minimal}",
+            "alpaca_eval.length_control: ours has 6 outputs to be judged; wanted at least 10",
+        ),
         ("agreement=[{judge: [/a.jsonl], reference: [/b.jsonl]}]", "agreement.0: source '/b.jsonl'"),
         ("agreement=[{measured: /nowhere.json}]", "agreement.measured /nowhere.json: cannot be read"),
         ("models.judge.api_key_env=NO_SUCH_KEY", "NO_SUCH_KEY"),

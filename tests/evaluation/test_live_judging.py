@@ -179,8 +179,10 @@ def test_a_model_in_this_process_judges_by_its_own_chat_template(tmp_path: Path,
     assert "evaluate: loading judge" in capsys.readouterr().err
     recipe = str(write_live_recipe(tmp_path, "http://127.0.0.1:9/v1", 2))
     overrides = [local, "name=graded", "mt_bench.judging.system_as=user", "mt_bench.judging.max_tokens=4"]
-    assert evaluate.main(["--config", recipe, *overrides]) == 2
-    assert "none of the 8 gradings has a rating" in capsys.readouterr().err
+    assert evaluate.main(["--config", recipe, *overrides]) == 0
+    printed = capsys.readouterr().out
+    assert "judge gave no rating for any of 4 answers of ours: it has no score by it." in printed
+    assert _results(tmp_path, "graded")["mt_bench"]["models"] == []
 
 
 def test_each_question_costs_at_most_its_tries(tmp_path: Path) -> None:
@@ -190,7 +192,7 @@ def test_each_question_costs_at_most_its_tries(tmp_path: Path) -> None:
         recipe = str(write_live_recipe(tmp_path, server.url, NUM_QUESTIONS))
         overrides = [f"mt_bench.questions={questions}", "mt_bench.judging.max_tries=3"]
         overrides += [f"mt_bench.judging.answers=[{tmp_path / 'ours.jsonl'}]"]
-        assert evaluate.main(["--config", recipe, *overrides]) == 2
+        assert evaluate.main(["--config", recipe, *overrides]) == 0
         assert server.num_requests == 4 * 2 * 3
 
 

@@ -6,6 +6,7 @@ the files have to be (fastchat_files.py, alpaca_judging.py ...), and opening the
 
 from __future__ import annotations
 
+import collections
 from pathlib import Path
 
 from zephyr_jax.evaluation.agreement import read_judge
@@ -16,7 +17,7 @@ from zephyr_jax.evaluation.alpaca_run import check_outputs
 from zephyr_jax.evaluation.bench_answering import chosen_questions
 from zephyr_jax.evaluation.bench_run import check_bench
 from zephyr_jax.evaluation.fastchat_files import NO_TIME, ModelAnswer, read_judgments, read_questions
-from zephyr_jax.evaluation.length_control import read_length_data, require_scikit_learn
+from zephyr_jax.evaluation.length_control import MIN_JUDGMENTS, read_length_data, require_scikit_learn
 from zephyr_jax.evaluation.stored_rows import under
 from zephyr_jax.evaluation.trust import read_measured
 from zephyr_jax.evaluation_recipe import (
@@ -69,7 +70,13 @@ def _check_alpaca_eval(options: AlpacaEvalOptions) -> None:
         with under("alpaca_eval.annotations"):
             check_instructions([*judged, *annotations])
         stored = by_contest(annotations)
-        for model, baseline in dict.fromkeys((pair.model.generator, pair.baseline.generator) for pair in pairs):
+        contests = collections.Counter((pair.model.generator, pair.baseline.generator) for pair in pairs)
+        for (model, baseline), num_pairs in contests.items():
+            if options.length_control and num_pairs < MIN_JUDGMENTS:
+                raise InputError(
+                    f"alpaca_eval.length_control: {model} has {num_pairs} outputs to be judged; wanted at least "
+                    f"{MIN_JUDGMENTS} for a length-controlled win rate, or leave out the block"
+                )
             if (model, baseline, judge) in stored:
                 raise InputError(
                     f"alpaca_eval.annotations: has {model} against {baseline} by {judge}, which is to be judged too; "

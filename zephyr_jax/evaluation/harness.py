@@ -24,6 +24,7 @@ from zephyr_jax.evaluation.academic.samples import folder_name
 from zephyr_jax.evaluation.statistics import Comparison, Estimate, Sampling, compare_by_task, estimate_mean
 from zephyr_jax.evaluation_recipe import EvaluationRecipe
 from zephyr_jax.records import InputError
+from zephyr_jax.whole_files import open_whole
 
 if TYPE_CHECKING:
     from zephyr_jax.evaluation.academic.local_model import LocalModel
@@ -237,8 +238,9 @@ def _scaled(by_item: Mapping[Hashable, float]) -> list[float]:
 def _write(path: Path, found: Mapping[str, Any]) -> None:
     """The harness's results as it says them, and a line a question."""
     results = {name: value for name, value in found.items() if name != "samples"}
-    path.with_name(path.name + ".json").write_text(json.dumps(results, indent=1, default=str) + "\n", encoding="utf-8")
-    with path.with_name(path.name + ".samples.jsonl").open("w", encoding="utf-8") as file:
+    with open_whole(path.with_name(path.name + ".json")) as file:
+        file.write(json.dumps(results, indent=1, default=str) + "\n")
+    with open_whole(path.with_name(path.name + ".samples.jsonl")) as file:
         for name, samples in found["samples"].items():
             for sample in samples:
                 file.write(json.dumps({"task": name} | sample, ensure_ascii=False, default=str) + "\n")

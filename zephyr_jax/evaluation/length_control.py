@@ -30,6 +30,7 @@ GlmName = Literal["length_controlled_v1", "length_controlled_noreg", "length_con
 GAMED_WEIGHT = 0.2 / 2  # two gamed baselines share it
 STRENGTHS = np.logspace(-4, 4, 10)  # scikit-learn's C: the inverse of the penalty
 NUM_FOLDS = 5
+MIN_JUDGMENTS = 2 * NUM_FOLDS  # parsed
 MAX_REFITS = 200  # of the interval: each is a fit
 _SEED = 123  # alpaca_eval's; it decides the order of coordinates in the fit
 
@@ -159,10 +160,10 @@ def length_controlled_win_rate(
     features_NM = _features(annotations, data, with_difficulty=glm != "length_controlled_minimal")
     parsed = np.array([a.preference is not None for a in annotations])
     target_N = np.array([0.5 if a.preference is None else a.preference - 1 for a in annotations])
-    if parsed.sum() < 2 * NUM_FOLDS:
+    if parsed.sum() < MIN_JUDGMENTS:
         raise InputError(
             f"{annotations[0].location}: {annotations[0].model} has {parsed.sum()} parsed judgments; wanted at least "
-            f"{2 * NUM_FOLDS} for a length-controlled win rate"
+            f"{MIN_JUDGMENTS} for a length-controlled win rate"
         )
     # Empty but for v1. These rows come first, as in alpaca_eval: the folds are cut by the order of rows.
     gamed_XM = data.gamed_XM.reshape(-1, features_NM.shape[1])

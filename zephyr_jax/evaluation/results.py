@@ -175,10 +175,11 @@ def _alpaca_eval(options: AlpacaEvalOptions, asked: Asked, trusts: Trusts, sampl
     judged, answered = asked.outputs, asked.answered_instructions
     control = options.length_control
     data = read_length_data(control.file, control.glm) if control else None
-    annotations = alpaca_eval.read_annotations(options.annotations or ())
-    contests = alpaca_eval.by_contest([*annotations, *(judged.annotations() if judged else ())])
-    for key in [key for key, rows in contests.items() if answered and not alpaca_eval.scores_by_instruction(rows)]:
-        del contests[key]  # nothing that the judge said could be read; the outputs are results too, so this is said
+    stored = alpaca_eval.by_contest(alpaca_eval.read_annotations(options.annotations or ()))
+    asked_now = alpaca_eval.by_contest(judged.annotations() if judged else ())
+    # Where nothing that the judge said could be read there is no rate, which is said; other results stand.
+    readable = {key: rows for key, rows in asked_now.items() if alpaca_eval.scores_by_instruction(rows)}
+    contests = stored | readable
     rates = tuple(alpaca_eval.win_rate(rows, sampling=sampling) for rows in contests.values())
     controlled = [
         length_controlled_win_rate(rows, data, glm=control.glm, sampling=sampling) if control and data else None
@@ -218,7 +219,7 @@ def _mt_bench(options: MtBenchOptions, asked: Asked, trusts: Trusts, sampling: S
     }
     compared = [pairwise.pair_result(rows, sampling=sampling) for rows in pairwise.by_contest(pairs).values()]
     results = tuple(result for result in compared if result)
-    if not graded and not results and not answered:
+    if not graded and not results and not answered and not judged:
         raise InputError(
             f"mt_bench {', '.join(options.judgments or ())}: none of the {len(gradings)} gradings has a rating, "
             f"and none of the {len(pairs)} pairs two verdicts; wanted some that could be parsed"

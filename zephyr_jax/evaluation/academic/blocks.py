@@ -27,7 +27,7 @@ def academic_block(results: AcademicResults, *, level: float) -> Block:
     if any(found.num_items >= _ITEMS_TO_SHOW for score in results.scores for found in score.groups.values()):
         parts.append(_group_table(results))
     parts.append(Sentences(_sentences(results)))
-    parts.append(Note("Prompts and scores are those of lm-evaluation-harness 0.4.13; a line an item is in samples."))
+    parts.append(Note("Prompts and scores are those of lm-evaluation-harness 0.4.13; a line an item is in academic/."))
     tiles = {
         f"{score.task.options.task}, {score.metric}: {score.model}": f"{score.estimate.mean:.2f} %"
         for score in results.scores
@@ -98,10 +98,12 @@ def _sentences(results: AcademicResults) -> list[str]:
             )
     limited = [score.task.options for score in results.scores if score.task.options.limit is not None]
     if limited:
-        first = dict.fromkeys(f"{options.limit} of {options.task}" for options in limited)
+        first = dict.fromkeys(
+            f"{options.limit} of {options.task}" + (", each subject" if options.task == "mmlu" else "")
+            for options in limited
+        )
         sentences.append(
-            f"Asked were the first rows of a file alone ({', '.join(first)}; of mmlu for each subject): the whole file "
-            "may score otherwise."
+            f"Asked were the first rows of a file alone ({'; '.join(first)}): the whole file may score otherwise."
         )
     if any(score.task.options.task == "ifeval" for score in results.scores):
         sentences.append(

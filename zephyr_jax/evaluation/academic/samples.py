@@ -18,6 +18,7 @@ from typing import Any
 from zephyr_jax.evaluation.academic.items import ChoiceItem, Generated, Item, Likelihood, Outcome, PromptItem, item_key
 from zephyr_jax.evaluation.academic.tasks import METRICS, Task
 from zephyr_jax.judging.journal import open_alone
+from zephyr_jax.whole_files import open_whole
 
 
 def folder_name(model: str) -> str:
@@ -86,11 +87,9 @@ class SampleFile:
     def finish(self) -> list[Outcome]:
         """Writes the whole file with scores in place of the partial one; returns the outcomes by item."""
         outcomes = [self._outcomes[key] for key in self._keys]
-        unfinished = self.path.with_suffix(".unfinished")
-        with unfinished.open("w", encoding="utf-8") as file:
+        with open_whole(self.path) as file:
             for item, key, outcome in zip(self._task.items, self._keys, outcomes, strict=True):
                 file.write(json.dumps(self._line(item, key, outcome), ensure_ascii=False) + "\n")
-        os.replace(unfinished, self.path)
         self._partial.unlink()
         self.close()
         return outcomes
