@@ -63,6 +63,9 @@ def test_a_recipe_is_read_with_its_defaults(tmp_path: Path) -> None:
         ("completions.students=[ours, ours]", r"names a model twice"),
         ("prompts=[]", r"prompts: got none"),
         ("completions=null", r"annotation: needs the block completions"),
+        ("completions.students=[]", r"completions.students: got an empty list, wanted at least 1 in it\Z"),
+        ("annotation.aspects=[honest]", r"annotation.aspects\[0\]: got the text 'honest', wanted 'ins[^\n]*\Z"),
+        ("models.served.price=3", r"models.served.price: got 3, wanted a block of keys\Z"),
         ("annotation.rating=digits", r"annotation.rating: got the text 'digits', wanted 'json' or 'logprobs'"),
         ("sed=3", r"unknown key 'sed'; did you mean 'seed'"),
     ],
@@ -86,6 +89,11 @@ def test_two_models_do_not_share_a_name_of_the_servers_unless_they_are_one(tmp_p
     (tmp_path / "evaluation.yaml").write_text(text.split("teacher")[0] + "mt_bench: {questions: q, judgments: [j]}\n")
     with pytest.raises(InputError, match=rf"models.again.{key}: differs from that of served"):
         load_evaluation_recipe(tmp_path / "evaluation.yaml")
+
+
+def test_a_recipe_that_asks_for_nothing_is_named_by_its_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"recipe\.yaml: has neither instructions nor completions"):
+        _load(tmp_path, text=SMALL.split("completions")[0])
 
 
 @pytest.mark.parametrize(

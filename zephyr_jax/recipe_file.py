@@ -109,7 +109,15 @@ def read_options(options_type: type[OptionsT], path: str | Path, *, overrides: S
     try:
         options = options_type.model_validate(values)
     except pydantic.ValidationError as error:
-        sentences = [sentence for detail in error.errors() for sentence in reader.explain(detail, options_type)]
+        details = error.errors()
+        faulty_lists = {detail["loc"][:-1] for detail in details}
+        sentences = [
+            sentence
+            for detail in details
+            # pydantic does not count a list's faulty items: it is as long as was wanted.
+            if not (detail["type"] == "too_short" and detail["loc"] in faulty_lists)
+            for sentence in reader.explain(detail, options_type)
+        ]
         raise InputError(_one_message(sorted(reader.problems + sentences, key=reader.line_of))) from error
     if reader.problems:
         raise InputError(_one_message(reader.problems))
@@ -322,7 +330,9 @@ def _show(value: Any) -> str:
         return f"the text {value!r}"
     if isinstance(value, Mapping):
         return "a block"
-    return "a list" if isinstance(value, (list, tuple)) else str(value)
+    if isinstance(value, (list, tuple)):
+        return "a list" if value else "an empty list"
+    return str(value)
 
 
 _WANTED = {
@@ -333,6 +343,8 @@ _WANTED = {
     "bool_type": "true or false",
     "string_type": "a text",
     "tuple_type": "a list, as [one, two]",
+    "too_short": "at least {min_length} in it",
+    "dict_type": "a block of keys",
     "model_type": "a block of keys",
     "model_attributes_type": "a block of keys",
     "greater_than": "a number above {gt:g}",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import errno
+import os
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from zephyr_jax.judging.calls import Caller, ask_until, run_jobs
 from zephyr_jax.judging.journal import Journal
 from zephyr_jax.judging.protocol import CallFailed, ChatRequest, Reply, Stop, derived_seed, draw_order
 from zephyr_jax.judging.tally import Tally
+from zephyr_jax.records import Unfinished
 from zephyr_jax.respondent_options import Budget, Price
 
 NO_LIMIT, FREE = Budget(), Price()
@@ -85,6 +89,22 @@ def test_a_budget_is_never_passed_and_the_run_goes_on_with_a_larger_one(tmp_path
     assert asked == [] and isinstance(reason, BudgetSpent)
     texts, asked, spent, reason = _run(tmp_path, list(range(10)), price=price)
     assert None not in texts and len(asked) == 5 and spent.requests == 10 and reason is None
+
+
+def test_a_full_disk_stops_the_run_in_one_sentence(tmp_path: Path, monkeypatch) -> None:
+    keep = Journal.keep
+
+    def fail_at_three(journal: Journal, *arguments, **options) -> None:
+        if len(journal) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        keep(journal, *arguments, **options)
+
+    monkeypatch.setattr(Journal, "keep", fail_at_three)
+    texts, asked, _, reason = _run(tmp_path, list(range(20)))
+    assert isinstance(reason, Unfinished) and re.search(
+        r"calls\.jsonl: an answer cannot be kept .*No space", str(reason)
+    )
+    assert sum(text is not None for text in texts) == 3 and len(asked) <= 3 + Echo.window
 
 
 def test_an_unusable_answer_is_asked_again_then_counted(tmp_path: Path) -> None:

@@ -106,6 +106,9 @@ class Caller:
         except (InputError, Unfinished) as reason:
             self.stop.ask(reason)
             raise Stopped from None
+        except OSError as error:
+            self.stop.ask(Unfinished(f"{self.journal.path}: an answer cannot be kept there ({error.strerror})"))
+            raise Stopped from None
         finally:
             await self.purse.settle(worst, reply, self.price)
         return reply

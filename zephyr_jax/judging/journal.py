@@ -145,9 +145,12 @@ class Journal:
         self._synced = time.monotonic()
 
     def close(self) -> None:
-        """Writes through to the disk and lets the file go."""
-        self._sync()
-        self._file.close()
+        """Writes through to the disk and lets the file go; that a disk is full has been said with the answer."""
+        try:
+            self._sync()
+            self._file.close()
+        except OSError as error:
+            print(f"{self.path}: {error.strerror}", file=sys.stderr)
 
 
 def _reply(record: dict[str, Any]) -> Reply:

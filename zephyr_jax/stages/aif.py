@@ -159,8 +159,7 @@ class _Feedback:
         write_json(self._counts_file(name), step.counts)
         with open_whole(file) as stream:
             stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        shown = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in step.counts.items() if value)
-        self.session.say(f"{name}: {shown} -> {file}")
+        self.session.say(f"{name}: {_shown(step.counts)} -> {file}")
 
     def _file(self, name: str) -> Path:
         return self.folder / FILES[name]
@@ -263,6 +262,16 @@ class _Feedback:
             f"({self.recipe.max_failed:.0%}). All answers are kept, also what cannot be used: start again to ask once "
             "more where none came; raise max_failed to go on without these; or take more max_tries with --new-run"
         )
+
+
+def _shown(counts: Mapping[str, Any]) -> str:
+    """What is not zero of counts, within each other or not: `calls 80, dropped (chosen and rejected tie 2)`."""
+    parts = []
+    for key, value in counts.items():
+        shown = _shown(value) if isinstance(value, Mapping) else str(value)
+        if value and shown:
+            parts.append(f"{key.replace('_', ' ')} {f'({shown})' if isinstance(value, Mapping) else shown}")
+    return ", ".join(parts)
 
 
 def _read_seeds(source: str) -> tuple[Sequence[str], Sequence[str]]:
