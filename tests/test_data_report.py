@@ -58,6 +58,18 @@ def test_few_pairs_without_scores_or_models_make_a_page_too(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("needs_matplotlib")
+def test_answers_of_equal_length_are_no_bias_towards_short_ones(tmp_path: Path) -> None:
+    """Of 100 comparisons 60 are of equal length, and of the others the longer one is chosen in half."""
+    texts = [("aa", "bb")] * 60 + [("aaa", "bb"), ("aa", "bbb")] * 20
+    rows = [{"prompt": "Q?", "chosen": chosen, "rejected": rejected} for chosen, rejected in texts]
+    out = tmp_path / "report.html"
+    assert data_report.main([write(tmp_path / "pairs.jsonl", rows), "--out", str(out)]) == 0
+    page = out.read_text(encoding="utf-8")
+    assert "No length bias to be seen" in page and "in 20.0 % of 100 comparisons" in page
+    assert "60 are of equal length" in page
+
+
+@pytest.mark.usefixtures("needs_matplotlib")
 def test_a_page_of_many_sources_shows_the_largest(tmp_path: Path) -> None:
     """Where each row has a source of its own (an address, say) the table would have a line for every row."""
     rows = [pair(number, longer=True) | {"source": f"http://site/{number // 2}"} for number in range(199)]

@@ -125,7 +125,7 @@ annotation: {{rating: logprobs}}
 binarisation: {{}}
 """)
     summary = run_feedback(load_feedback_recipe(recipe))
-    assert summary["completions"]["calls"] == 15 and summary["annotation"]["without_usable_answer"] == 0
+    assert summary["completions"]["questions"] == 15 and summary["annotation"]["without_usable_answer"] == 0
     folder = tmp_path / "runs/small/aif"
     for line in (folder / "feedback.jsonl").read_text().splitlines():
         for completion in json.loads(line)["completions"]:

@@ -76,7 +76,7 @@ def test_the_server_and_the_process_give_the_same_greedy_answers(tmp_path: Path,
     """Both as students of the same weights, up to the scores: equal answers make no pair."""
     summary = run_feedback(_recipe(tmp_path, model, server))
     rows = [json.loads(line) for line in (tmp_path / "runs/served/aif/feedback.jsonl").read_text().splitlines()]
-    assert len(rows) == 4 and summary["completions"]["calls"] == 8
+    assert len(rows) == 4 and summary["completions"]["questions"] == 8
     for row in rows:
         answers = {completion["model"]: completion["response"] for completion in row["completions"]}
         assert answers["ours"] == answers["served"], row

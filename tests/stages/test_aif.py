@@ -63,7 +63,7 @@ def test_scores_land_on_the_answers_they_are_of_whatever_the_shuffle(tmp_path: P
     given = [tuple(str(_number(c["response"])) for c in row["completions"]) for row in rows]
     kept = sum(tuple(order) in given for order in orders)
     assert 10 <= kept <= 38  # of 48 calls about half show the answers in the row's order
-    assert summary["annotation"]["calls"] == 48
+    assert summary["annotation"]["questions"] == 48
 
 
 def test_each_answer_is_given_under_its_principle_by_its_model(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_answers_of_which_no_pair_could_be_made_are_not_rated(tmp_path: Path) ->
     with StubServer(answer=answer) as server:
         summary = _run(tmp_path, server.url, "max_failed=0.1", "completions.students=[a, b]")
         rated = [body for body in server.bodies if body["model"] == "judge-model"]
-    assert len(rated) == 4 * (NUM_PROMPTS - 2) == summary["annotation"]["calls"]
+    assert len(rated) == 4 * (NUM_PROMPTS - 2) == summary["annotation"]["questions"]
     assert summary["annotation"]["prompts_with_nothing_to_compare"] == 2
     assert summary["binarisation"]["rows"] == NUM_PROMPTS
     assert not any(

@@ -70,7 +70,12 @@ def findings(comparisons: Sequence[Comparison], models: Sequence[ModelRecord]) -
     """What a reader should know before training on these preferences, a sentence each."""
     bias = statistics.length_bias(comparisons)
     share = bias.longer
-    measured = f"in {_percent(share.share)} of {share.total} comparisons ({_interval(share)}; 50 % would be no bias)"
+    equal = f"; {bias.num_equal} are of equal length" if bias.num_equal else ""
+    measured = (
+        f"in {_percent(share.share)} of {share.total} comparisons ({_interval(share)}; 50 % would be no bias{equal})"
+    )
+    # Where many are of equal length, neither one is the longer in half of them.
+    share = statistics.share_of(share.count, share.total - bias.num_equal)
     if share.low > 0.5:
         yield (
             f"Length bias: the chosen answer is the longer one {measured}. Preferring the longer answer, whatever it "

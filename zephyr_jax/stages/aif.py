@@ -240,15 +240,15 @@ class _Feedback:
         Args:
           step: its counts grow.
           jobs: as session.run_jobs takes them.
-          failed: what became of questions that count as such.
+          failed: what became of questions that count as such; a draft or a dialogue is one question here.
         """
         counts = step.counts
-        counts["calls"] = counts.get("calls", 0) + sum(map(len, jobs.values()))
+        counts["questions"] = counts.get("questions", 0) + sum(map(len, jobs.values()))
 
         def count(result: Any = None) -> None:
             num_failed = sum(number for kind, number in step.unusable.items() if kind.endswith(tuple(failed)))
             counts["without_usable_answer"] = num_failed
-            if num_failed > self.recipe.max_failed * counts["calls"]:
+            if num_failed > self.recipe.max_failed * counts["questions"]:
                 self.session.stop.ask(self._too_many_failed(step))
 
         count()
@@ -256,9 +256,10 @@ class _Feedback:
 
     def _too_many_failed(self, step: _Step) -> Unfinished:
         reasons = ", ".join(f"{kind} {number}" for kind, number in sorted(step.unusable.items()))
+        counts = step.counts
         return Unfinished(
-            f"{step.name}: {step.counts['without_usable_answer']} of {step.counts['calls']} questions have no usable "
-            f"answer ({reasons}; examples are in the table above), more than max_failed allows "
+            f"{step.name}: {counts['without_usable_answer']} of {counts['questions']} questions have no usable answer "
+            f"({reasons}; examples are in the table above), more than max_failed allows "
             f"({self.recipe.max_failed:.0%}). All answers are kept, also what cannot be used: start again to ask once "
             "more where none came; raise max_failed to go on without these; or take more max_tries with --new-run"
         )
