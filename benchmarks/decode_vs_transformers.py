@@ -2,37 +2,35 @@
 
     export ZEPHYR_DATA=.../data                # preferences_eval.jsonl
     make parity                                # brings torch and transformers beside the rest
-    .venv/bin/python benchmarks/decode_vs_transformers.py
+    .venv/bin/python -m benchmarks.decode_vs_transformers
 
 SmolLM2-135M; the first prompts of the file through the model's own chat template, cut from the left to 64 tokens where
 they are longer. Every turn is a process of its own that answers the first 1, 8 and 32 prompts with 64 tokens a row, no
 token ending an answer on either side, several times after one that is not counted (compilation, first touches of
 memory). Prefill is the time of a one-token answer; what the rest takes is counted as decoding. In float32 the ids of
-both sides are compared, and where a row first differs the gap between transformers' two largest logits is shown.
+both sides are compared, and where a row first differs the gap between transformers' two largest logits is shown. Both
+sides have glibc's malloc as `generate` tunes it for itself (zephyr_jax/host_memory.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
+import functools
 import importlib.metadata
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+from benchmarks import side_by_side
+from benchmarks.side_by_side import HERE, OURS, Turn
+
 MODEL = "builtin:smollm2-135m-instruct"
-ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parent)}
-# What `generate` tells glibc by itself (zephyr_jax/host_memory.py): the peer gets the same.
-ENVIRONMENT |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
-SIDES = ("ours", "transformers")
+PEER = "transformers"
+SIDES = (OURS, PEER)
 
 
 def main() -> None:
@@ -50,29 +48,26 @@ def main() -> None:
     if arguments.turn_of_ours:
         print(json.dumps(our_turn(Path(arguments.turn_of_ours), arguments)))
         return
-    if "ZEPHYR_DATA" not in os.environ:
-        sys.exit("ZEPHYR_DATA: not set; wanted the folder that holds preferences_eval.jsonl")
-    (HERE / "results").mkdir(exist_ok=True)
+    data = side_by_side.data_file("preferences_eval.jsonl")
     with tempfile.TemporaryDirectory() as scratch:
-        write_model_and_prompts(Path(scratch), arguments)
-        turns: dict[str, dict[str, list[Any]]] = {dtype: {side: [] for side in SIDES} for dtype in arguments.dtypes}
-        for turn in range(arguments.turns):
-            for dtype in arguments.dtypes:
-                for side in SIDES:
-                    turns[dtype][side].append(run_turn(side, Path(scratch), arguments, dtype=dtype))
-                    whole = turns[dtype][side][-1]["whole"]
-                    print(f"turn {turn + 1}: {dtype} {side} {whole}", file=sys.stderr, flush=True)
+        write_model_and_prompts(Path(scratch), arguments, data)
+        sides = {
+            f"{dtype} {side}": functools.partial(run_turn, arguments, Path(scratch), dtype, side)
+            for dtype in arguments.dtypes
+            for side in SIDES
+        }
+        taken = side_by_side.take_turns(sides, arguments.turns, show="whole")
         prompts = json.loads((Path(scratch) / "prompts.json").read_text(encoding="utf-8"))
+    turns = {dtype: {side: taken[f"{dtype} {side}"] for side in SIDES} for dtype in arguments.dtypes}
     report = summarise(arguments, turns, prompt_tokens=[len(prompt) for prompt in prompts])
     print(table(report))
-    out = arguments.out or HERE / "results" / f"decode_{report['date']}.json"
-    out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    side_by_side.write_report(report, "decode", out=arguments.out)
 
 
-def write_model_and_prompts(scratch: Path, arguments: argparse.Namespace) -> None:
+def write_model_and_prompts(scratch: Path, arguments: argparse.Namespace, data: Path) -> None:
     """Writes the float32 weights as a Hugging Face folder, and the prompts' ids as JSON, for both sides."""
     program = f"""
-import json, os, pathlib
+import json, pathlib
 import jax
 from zephyr_jax.data.chat import load_chat_tokenizer
 from zephyr_jax.data.sources import read_pairs
@@ -87,29 +82,29 @@ here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 params = weights.load_params(jax.tree.map(lambda _: here, abstract_params(weights.shape)))
 scratch = pathlib.Path({str(scratch)!r})
 save_model(params, scratch / "model", shape=weights.shape, dtype="float32", tokenizer=tokenizer)
-data = pathlib.Path(os.environ["ZEPHYR_DATA"]) / "preferences_eval.jsonl"
-source = Source(source=str(data), limit={max(arguments.batch_sizes)})
+source = Source(source={str(data)!r}, limit={max(arguments.batch_sizes)})
 rows, _ = read_pairs((source,), seed=0, max_bad_rows=1.0, progress=False)
 prompts = [tokenizer.encode_prompt(row.prompt)[-{arguments.prompt_tokens}:].tolist() for row in rows]
 (scratch / "prompts.json").write_text(json.dumps(prompts))
 """
-    _run([sys.executable, "-c", program])
+    side_by_side.run_process([sys.executable, "-c", program])
 
 
-def run_turn(side: str, scratch: Path, arguments: argparse.Namespace, *, dtype: str) -> dict[str, Any]:
-    """One process: seconds of every repeat, and the ids, by batch size."""
+def run_turn(arguments: argparse.Namespace, scratch: Path, dtype: str, side: str, turn: int) -> Turn:
+    """One process: seconds of every repeat, and the ids, by batch size; the most memory that it had."""
     sizes = [str(size) for size in arguments.batch_sizes]
     options = ["--batch-sizes", *sizes, "--max-new-tokens", str(arguments.max_new_tokens)]
     options += ["--repeats", str(arguments.repeats)]
-    if side == "ours":
+    if side == OURS:
         command = [sys.executable, __file__, "--turn-of-ours", str(scratch), "--dtypes", dtype]
     else:
         command = [arguments.peer_python, str(HERE / "peers/transformers_decode.py"), "--dtype", dtype]
         command += ["--model", str(scratch / "model"), "--prompts", str(scratch / "prompts.json")]
-    return json.loads(_run([*command, *options]))
+    output, peak = side_by_side.run_process([*command, *options], malloc_tuned=True)
+    return json.loads(output) | {"peak_gigabytes": peak}
 
 
-def our_turn(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def our_turn(scratch: Path, arguments: argparse.Namespace) -> Turn:
     """A turn of ours, inside its process."""
     import numpy as np
 
@@ -147,16 +142,8 @@ def our_turn(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _run(command: list[str]) -> str:
-    """A process's last line on stdout."""
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command[:4])} ...: exit status {done.returncode}\n{done.stderr[-3000:]}")
-    return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
-
-
 def summarise(
-    arguments: argparse.Namespace, turns: dict[str, dict[str, list[dict[str, Any]]]], *, prompt_tokens: list[int]
+    arguments: argparse.Namespace, turns: dict[str, dict[str, list[Turn]]], *, prompt_tokens: list[int]
 ) -> dict[str, Any]:
     """Medians over the repeats of all turns, tokens per second, ratios; and how far the float32 ids are the same."""
     results = []
@@ -181,19 +168,15 @@ def summarise(
                 theirs = sides["transformers"][0]
                 entry["ids"] = compare_ids(sides["ours"][0]["ids"][size], theirs["ids"][size], theirs["gaps"][size])
             results.append(entry)
-    settings = {
-        name: getattr(arguments, name)
-        for name in ("batch_sizes", "prompt_tokens", "max_new_tokens", "repeats", "turns")
-    }
     first = next(iter(turns.values()))
-    return {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
-        "python": platform.python_version(),
-        "versions": first["ours"][0]["versions"] | first["transformers"][0]["versions"],
+    return side_by_side.report_head(vars(arguments)) | {
+        "versions": {side: first[side][0]["versions"] for side in SIDES},
         "model": MODEL,
-        "settings": settings,
         "tokens_of_each_prompt": prompt_tokens,
+        "peak_gigabytes": {
+            dtype: {side: max(turn["peak_gigabytes"] for turn in sides[side]) for side in SIDES}
+            for dtype, sides in turns.items()
+        },
         "results": results,
     }
 
@@ -217,7 +200,7 @@ def table(report: dict[str, Any]) -> str:
     lengths, settings = report["tokens_of_each_prompt"], report["settings"]
     lines = [
         f"{report['model']}, greedy, prompts of {min(lengths)} to {max(lengths)} tokens, {settings['max_new_tokens']} "
-        "new tokens; tokens/s of the whole call, and of decoding alone",
+        "new tokens; tokens/s of the whole call (least to most), and of decoding alone",
         "",
         "| | batch | ours | transformers | ratio | ours, decoding | transformers, decoding | ratio | equal ids |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
@@ -225,15 +208,26 @@ def table(report: dict[str, Any]) -> str:
     for entry in report["results"]:
         ids = entry.get("ids")
         cells = [entry["dtype"], str(entry["batch_size"])]
-        for name in ("tokens_per_second", "decode_tokens_per_second"):
-            cells += [f"{entry[side][name]:.0f}" for side in SIDES] + [f"{entry[f'ratio_of_{name}']:.2f}"]
+        tokens = entry["batch_size"] * settings["max_new_tokens"]
+        for side in SIDES:
+            rates = [tokens / seconds for seconds in entry[side]["seconds"]]
+            cells.append(f"{entry[side]['tokens_per_second']:.0f} ({min(rates):.0f} to {max(rates):.0f})")
+        cells.append(f"{entry['ratio_of_tokens_per_second']:.2f}")
+        cells += [f"{entry[side]['decode_tokens_per_second']:.0f}" for side in SIDES]
+        cells.append(f"{entry['ratio_of_decode_tokens_per_second']:.2f}")
         same = f"{ids['equal_rows']} of {ids['rows']}" if ids else ""
         lines.append(f"| {' | '.join(cells)} | {same} |")
     gaps = [gap for entry in report["results"] for gap in entry.get("ids", {}).get("gaps_at_first_difference", [])]
     if gaps:
         shown = ", ".join(f"{gap:.1e}" for gap in sorted(gaps))
         lines += ["", f"Gaps of the two largest logits where rows first differ: {shown}."]
-    return "\n".join(lines)
+    peaks = "; ".join(
+        f"{dtype} " + ", ".join(f"{side} {peak:.1f} GB" for side, peak in of_sides.items())
+        for dtype, of_sides in report["peak_gigabytes"].items()
+    )
+    lines += ["", f"Peak memory of a turn, all its batches: {peaks}."]
+    versions = {side: {"versions": of_side} for side, of_side in report["versions"].items()}
+    return "\n".join([*lines, side_by_side.versions_text(versions)])
 
 
 if __name__ == "__main__":

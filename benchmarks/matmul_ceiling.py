@@ -1,5 +1,7 @@
 """What this machine's matmuls reach in JAX, in both dtypes, as one JSON line.
 
+    python -m benchmarks.matmul_ceiling
+
 Products of 1024 tokens with the widest weight of SmolLM2-135M's layers, 576 x 1536.
 """
 

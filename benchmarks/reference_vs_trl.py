@@ -9,11 +9,15 @@ Ours is the pass that `train` and `score` make (ours/reference_pass.py), TRL's t
 is a process of its own; the same pairs are scored before, which compiles and warms up and is not timed. The log-probs
 of every answer must agree. TRL runs as its users get it; with `--with-tuned-malloc` a second time with what `train`
 tells glibc for itself.
+
+FLOP/s are those that the mathematics of the forward pass needs (unique tokens, the head on response tokens alone; no
+padding, no attention scores) over a side's time, against the matmul ceiling of the same run.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import statistics
 import tempfile
@@ -26,6 +30,7 @@ from benchmarks.side_by_side import OURS, Turn
 
 # Of an answer's log-prob, relative. In bfloat16 the two round at other places.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02}
+TRAINING_OVER_FORWARD = 3  # write_inputs.py counts the FLOPs of training, whose backward pass has twice those of this
 
 
 def main() -> None:
@@ -42,7 +47,7 @@ def main() -> None:
         inputs = Path(scratch) / "inputs"
         work = side_by_side.write_inputs(arguments, "pairs", data, max_length=1024, out=inputs)
         options = {"inputs": inputs, "batch_size": arguments.batch_size, "dtype": arguments.dtype}
-        sides = {OURS: lambda turn: side_by_side.run_worker(arguments.our_python, "ours/reference_pass.py", **options)}
+        sides = {OURS: functools.partial(run_ours, arguments, options)}
         sides |= side_by_side.trl_sides(
             arguments,
             "peers/trl_reference.py",
@@ -57,6 +62,12 @@ def main() -> None:
     side_by_side.write_report(report, f"reference_{arguments.dtype}_b{arguments.batch_size}", out=arguments.out)
 
 
+def run_ours(arguments: argparse.Namespace, options: dict[str, Any], turn: int) -> Turn:
+    """One turn of our pass, after the matmul ceiling of the moment."""
+    ceiling = side_by_side.measure_ceiling(arguments.our_python, arguments.dtype)
+    return side_by_side.run_worker(arguments.our_python, "ours/reference_pass.py", **options) | {"ceiling": ceiling}
+
+
 def compare_log_probs(ours: Sequence[float], theirs: Sequence[float], *, name: str, dtype: str) -> dict[str, float]:
     """Ends the program unless every answer's log-prob agrees; how far they differ, relative and in nats."""
     what = f"log-probs of {name}"
@@ -69,13 +80,17 @@ def compare_log_probs(ours: Sequence[float], theirs: Sequence[float], *, name: s
 
 def summarise(arguments: argparse.Namespace, turns: dict[str, list[Turn]], work: dict[str, Any]) -> dict[str, Any]:
     """Medians, spreads, ratios and the differences of the log-probs; ends the program where those are too large."""
+    ceiling = statistics.median(result["ceiling"] for result in turns[OURS])
     sides: dict[str, dict[str, Any]] = {}
     for name, results in turns.items():
         seconds = side_by_side.spread([result["seconds"] for result in results])
+        flops_per_second = work["flops"] / TRAINING_OVER_FORWARD / seconds["median"]
         sides[name] = {
             "seconds": seconds,
             "pairs_per_second": work["pairs"] / seconds["median"],
             "response_tokens_per_second": work["target_tokens"] / seconds["median"],
+            "flops_per_second": flops_per_second,
+            "share_of_ceiling": flops_per_second / ceiling,
             "peak_gigabytes": max(result["peak_gigabytes"] for result in results),
             "differences": compare_log_probs(
                 turns[OURS][0]["log_probs"], results[0]["log_probs"], name=name, dtype=arguments.dtype
@@ -85,6 +100,7 @@ def summarise(arguments: argparse.Namespace, turns: dict[str, list[Turn]], work:
     ours = sides[OURS]["seconds"]["median"]
     return side_by_side.report_head(vars(arguments)) | {
         "work": work,
+        "matmul_ceiling_flops_per_second": ceiling,
         "time_over_ours": {n: side["seconds"]["median"] / ours for n, side in sides.items() if n != OURS},
         "sides": sides,
     }
@@ -100,17 +116,20 @@ def table(report: dict[str, Any]) -> str:
             f"{report['time_over_ours'][name]:.2f}" if name != OURS else "",
             f"{side['pairs_per_second']:.2f}",
             f"{side['response_tokens_per_second']:.0f}",
+            f"{side['flops_per_second'] / 1e9:.0f}",
+            f"{side['share_of_ceiling']:.0%}",
             f"{side['peak_gigabytes']:.1f}",
             f"{side['differences']['most_nats']:.4f}" if name != OURS else "",
         ]
         for name, side in sides.items()
     ]
-    header = ["", "seconds: median (least to most)", "its time / ours", "pairs/s", "response tokens/s", "peak GB"]
-    header.append("largest difference of a log-prob, nats")
+    header = ["", "seconds: median (least to most)", "its time / ours", "pairs/s", "response tokens/s", "GFLOP/s"]
+    header += ["of the ceiling", "peak GB", "largest difference of a log-prob, nats"]
     return "\n".join(
         [
             f"Reference pass, {settings['dtype']}, batches of {settings['batch_size']}, {work['pairs']} pairs with "
-            f"{work['tokens']} unique and {work['target_tokens']} response tokens",
+            f"{work['tokens']} unique and {work['target_tokens']} response tokens; matmul ceiling "
+            f"{report['matmul_ceiling_flops_per_second'] / 1e9:.0f} GFLOP/s",
             "",
             side_by_side.markdown_table(header, rows),
             "",

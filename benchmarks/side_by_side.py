@@ -98,14 +98,17 @@ def run_train(arguments: argparse.Namespace, stage: str, folder: Path, config: s
       config: the recipe's file in this folder.
       overrides: of the recipe, beside dtype, batch size and epochs.
     """
-    ceiling, _ = run_process([arguments.our_python, str(HERE / "matmul_ceiling.py")])
+    ceiling = measure_ceiling(arguments.our_python, arguments.dtype)
     command = [arguments.our_python, "-m", "zephyr_jax.train", "--config", str(HERE / config), f"output_dir={folder}"]
     command += [f"model.compute_dtype={arguments.dtype}", f"{stage}.epochs={arguments.epochs}"]
     _, peak = run_process([*command, f"{stage}.batch_size={arguments.batch_size}", *overrides])
-    return read_stage(folder / "ours" / stage) | {
-        "peak_gigabytes": peak,
-        "ceiling": json.loads(ceiling)[arguments.dtype],
-    }
+    return read_stage(folder / "ours" / stage) | {"peak_gigabytes": peak, "ceiling": ceiling}
+
+
+def measure_ceiling(python: str, dtype: str) -> float:
+    """FLOP/s of the best matmul just now, in a process of its own (matmul_ceiling.py)."""
+    ceilings: dict[str, float] = json.loads(run_process([python, str(HERE / "matmul_ceiling.py")])[0])
+    return ceilings[dtype]
 
 
 def rates(results: Sequence[Turn], work: Mapping[str, Any], *, ceiling: float) -> dict[str, Any]:
@@ -264,9 +267,11 @@ def machine() -> dict[str, Any]:
 
 
 def report_head(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What every report begins with: the day, the machine, the settings but for those that name places on it."""
+    """What every report begins with: the day, the machine, the settings given but for those that name places on it."""
     kept = {
-        name: value for name, value in settings.items() if not isinstance(value, Path) and not name.endswith("_python")
+        name: value
+        for name, value in settings.items()
+        if value is not None and not isinstance(value, Path) and not name.endswith("_python")
     }
     return {"date": datetime.date.today().isoformat(), "machine": machine(), "settings": kept}
 

@@ -122,12 +122,13 @@ def test_the_mean_loss_of_a_pass_is_weighted_by_target_tokens():
 
 def test_reference_log_probs_are_compared_pair_by_pair():
     arguments = argparse.Namespace(dtype="float32", batch_size=2, limit=4, turns=2)
-    ours = {"seconds": 2.0, "log_probs": [-100.0, -50.0], "versions": VERSIONS, "peak_gigabytes": 1.0}
+    ours = {"seconds": 2.0, "log_probs": [-100.0, -50.0], "versions": VERSIONS, "peak_gigabytes": 1.0, "ceiling": 8e9}
     trl = ours | {"seconds": 7.0, "log_probs": [-100.0, -50.004]}
     report = reference_vs_trl.summarise(arguments, {"ours": [ours, ours], "trl": [trl, trl]}, WORK)
     assert report["time_over_ours"] == {"trl": 3.5}
     assert report["sides"]["trl"]["differences"]["most_nats"] == pytest.approx(0.004)
-    assert "| trl | 7.0 (7.0 to 7.0) | 3.50 | 0.57 | 86 | 1.0 | 0.0040 |" in reference_vs_trl.table(report)
+    assert report["sides"]["ours"]["share_of_ceiling"] == 12e9 / 3 / 2.0 / 8e9  # a third of training's FLOPs
+    assert "| trl | 7.0 (7.0 to 7.0) | 3.50 | 0.57 | 86 | 1 | 7% | 1.0 | 0.0040 |" in reference_vs_trl.table(report)
     with pytest.raises(SystemExit, match="log-probs of trl"):
         reference_vs_trl.compare_log_probs([-100.0], [-101.0], name="trl", dtype="float32")
     with pytest.raises(SystemExit, match="log-probs of trl.*2 of ours and 1 of theirs"):
@@ -218,6 +219,7 @@ def _shows_help(module: str, monkeypatch, capsys) -> bool:
 @pytest.mark.parametrize(
     "module",
     [
+        "decode_vs_transformers",
         "dpo_vs_peers",
         "loglikelihood_vs_harness",
         "sft_vs_trl",

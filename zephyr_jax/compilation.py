@@ -36,15 +36,17 @@ _MADE_READY = "/jax/core/compile/backend_compile_duration"  # compiled by XLA, o
 def keep_compiled_programs() -> Path | str | None:
     """Switches JAX's persistent compilation cache on, in a folder of this user and this kind of CPU.
 
-    The folder that JAX_COMPILATION_CACHE_DIR names is taken as it is, unbounded; ours is
-    `$XDG_CACHE_HOME/zephyr_jax/compiled/KIND`. It must be nobody else's to write: a program out of it is run as it is.
-    A folder that cannot be used is said on stderr, once, and the run goes on without.
+    The folder that JAX_COMPILATION_CACHE_DIR names is not bounded, since it may be others' too; ours is
+    `$XDG_CACHE_HOME/zephyr_jax/compiled/KIND`. What is kept is the same in both. It must be nobody else's to write: a
+    program out of it is run as it is. A folder that cannot be used is said on stderr, once, and the run goes on
+    without.
 
     Returns:
       The folder (or address); None: nothing is kept.
     """
     if not _setting("jax_enable_compilation_cache"):
         return None
+    _unless_given("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
     given: str | None = _setting("jax_compilation_cache_dir")
     if given is not None and "://" in given:
         return given
@@ -64,13 +66,14 @@ def keep_compiled_programs() -> Path | str | None:
         )
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    for name, value in {
-        "jax_compilation_cache_max_size": MAX_CACHE_BYTES,
-        "jax_persistent_cache_min_compile_time_secs": MIN_COMPILE_SECONDS,
-    }.items():
-        if name.upper() not in os.environ:
-            jax.config.update(name, value)
+    _unless_given("jax_compilation_cache_max_size", MAX_CACHE_BYTES)
     return folder
+
+
+def _unless_given(name: str, value: Any) -> None:
+    """Sets a setting of JAX that the environment does not."""
+    if name.upper() not in os.environ:
+        jax.config.update(name, value)
 
 
 def _setting(name: str) -> Any:

@@ -79,6 +79,7 @@ def _run(arguments: argparse.Namespace) -> None:
     options = read_generation_options(arguments)
     prompts = [_read_prompt(location, row) for location, row in iterate_rows(arguments.prompts)]
     # Imported here, and JAX with it: mistakes in the options and in the file's name have shown by now.
+    from zephyr_jax.compilation import count_compilations
     from zephyr_jax.generation.loading import open_answer_model
 
     model = open_answer_model(
@@ -90,12 +91,17 @@ def _run(arguments: argparse.Namespace) -> None:
     )
     settings = model.fingerprint() | dataclasses.asdict(options)
     stream, num_kept = open_answer_file(arguments.out, [prompt.fields for prompt in prompts], settings=settings)
-    with stream:
+    with stream, count_compilations() as compiled:
         if num_kept < len(prompts):
             print(f"generate: loading {arguments.model}, {model.settings_text()}", file=sys.stderr)
             model = model.load()
         batches = _answer(model, prompts, num_kept, options=options, batch_size=arguments.batch_size)
         summary = _write(batches, stream, num_rows=len(prompts), num_kept=num_kept)
+    if compiled.num_programs:
+        summary += (
+            f"; {compiled.num_programs} programs made ready in {compiled.seconds:.1f} s, {compiled.num_from_cache} of "
+            "them out of the compilation cache"
+        )
     print(f"generate: {summary} -> {arguments.out}", file=sys.stderr)
 
 

@@ -101,6 +101,34 @@ def test_every_prompt_of_a_text_up_to_2048_tokens_is_padded_to_one_of_seven_leng
     assert all(num_tokens <= padded_length(num_tokens) <= max(32, 2 * num_tokens) for num_tokens in range(1, 2049))
 
 
+def test_few_prompts_of_a_length_share_the_programs_of_the_next_longer_one(monkeypatch):
+    """12 prompts of 9 tokens, 1 of 40 and 2 of 70 in two rows, refilled one by one: no program for 64."""
+    lengths = []
+
+    def record(params, state, *, prompts_NP, **arguments):
+        lengths.append(prompts_NP.shape[1])
+        return decoding.admit(params, state, prompts_NP=prompts_NP, **arguments)
+
+    monkeypatch.setattr(responses, "admit", record)
+    prompts = make_prompts(*[9] * 12, 40, 70, 70)
+    answers = _as_lists(generate_responses(make_params(), prompts, **OPTIONS))
+    assert set(lengths) == {32, 128}
+    alone = _as_lists(generate_responses(make_params(), [prompts[12]], row_indexes=[12], **OPTIONS))
+    assert answers[12] == alone[0]
+
+
+def test_shared_lengths_by_hand():
+    """The table of its docstring; the longest has none to go to, and short ones gather until they are enough."""
+
+    def shared(*lengths: int, fewest: int) -> dict[int, int]:
+        return responses.shared_lengths([np.zeros(length, np.int32) for length in lengths], fewest=fewest)
+
+    table = shared(*[64] * 31, *[100] * 28, 181, 181, 281, 317, fewest=3)
+    assert table == {64: 64, 128: 128, 256: 512, 512: 512}
+    assert shared(3, 40, 40, 70, 70, 70, 130, fewest=4) == {32: 128, 64: 128, 128: 128, 256: 256}
+    assert shared(3, 40, fewest=1) == {32: 32, 64: 64}
+
+
 def test_an_answer_ends_where_the_host_says_so_and_frees_its_row(monkeypatch):
     """Asked every third token whether an 11th id has come: the answers are those of full length, cut no earlier than
     where that holds and at most two tokens later, in the rows that the earlier ones left."""

@@ -27,7 +27,7 @@ def _timing(name: str, **changes) -> Timing:
         "name": name,
         "programs": (
             CompiledShape((1, 2, 64), 5.0, False, ProgramMemory(1100, 1000, 300), "cudnn", FlopCount(4e9)),
-            CompiledShape((1, 1, 64), 2.0, True, ProgramMemory(1050, 1000, 900), "cudnn", FlopCount(2e9)),
+            CompiledShape((1, 1, 64), 2.0, True, ProgramMemory(1050, 1000, 900), "cudnn", FlopCount(2e9), 700),
         ),
         "step_seconds": (1.0, 2.0, 6.0),
         "works": (WORK,) * 3,
@@ -59,7 +59,8 @@ def test_rates_are_sums_over_sums():
 
 def test_the_planned_bytes_are_of_the_program_that_needs_most():
     planned = stage_figures(_timing("dsft"), SHAPE, ceiling=1.0, peak=None)["planned_bytes_per_device"]
-    assert planned == {"state": 1000, "batch": 50, "temporaries": 900, "not_in_place": 0, "total": 1950}
+    of_step = {"state": 1000, "batch": 50, "temporaries": 900, "activations": 700, "not_in_place": 0, "total": 1950}
+    assert planned == of_step
     unsaid = _timing("dsft", programs=(CompiledShape((1, 2, 64), 5.0, False, None, "xla", FlopCount(1e9, 1)),))
     assert stage_figures(unsaid, SHAPE, ceiling=1.0, peak=None)["planned_bytes_per_device"] is None
 

@@ -30,6 +30,7 @@ from zephyr_jax.sharding import replicated
 from zephyr_jax.stages.start import Run, StartModel, chosen_attention, say
 from zephyr_jax.training.loop import placed_step_batch
 from zephyr_jax.training.objectives import score_pairs
+from zephyr_jax.training.programs import ShapePrograms
 from zephyr_jax.whole_files import open_whole, write_json
 
 FIELDS = ("chosen", "rejected", "num_chosen_tokens", "num_rejected_tokens")
@@ -74,14 +75,14 @@ def score_all_pairs(
       settings: dtype and attention.
       mesh: the device mesh.
       skip: (indexes of a batch's pairs) -> whether they are done already.
-      name: of the bar.
+      name: of the bar and of messages.
 
     Yields:
       The indexes of the pairs, int [P], and FIELDS, float32 [P]: sums of natural-log probabilities over the response
       tokens, and how many tokens those are.
     """
-
-    score = make_reference_step(shape=shape, settings=settings, mesh=mesh)
+    step = make_reference_step(shape=shape, settings=settings, mesh=mesh)
+    score = ShapePrograms(step, name=name, what="the pass")
     items = [np.concatenate(batches.items(step)) for step in range(1, batches.num_steps + 1)]
     steps = [step for step, rows in enumerate(items, start=1) if not skip(rows)]
 

@@ -30,8 +30,10 @@ from zephyr_jax.stages.ddpo import DdpoData, add_reference, ddpo_batches, ddpo_o
 from zephyr_jax.stages.dsft import dsft_batches, dsft_options, load_dsft_data
 from zephyr_jax.stages.reference import make_reference_step
 from zephyr_jax.stages.start import Run, StartModel, base_model, chosen_attention, model_settings, say, say_attention
+from zephyr_jax.training.activations import kept_activations
 from zephyr_jax.training.loop import placed_step_batch
 from zephyr_jax.training.objectives import Objective, dpo_objective, sft_objective
+from zephyr_jax.training.programs import made_text
 from zephyr_jax.training.sharded_step import make_sharded_step
 
 HostBatch = Mapping[str, np.ndarray]
@@ -49,6 +51,8 @@ class CompiledShape:
       memory: what the compiler plans with; None where the backend does not say.
       attention: the implementation that its rows get.
       flops: matmul FLOPs of a step, all devices together, counted in the program before it is compiled.
+      activations: bytes kept for the backward pass on a device, of the memory's temporaries; at most so many where the
+        axis tensor splits some of them. None: there is no backward pass.
     """
 
     shape: tuple[int, ...]
@@ -57,6 +61,7 @@ class CompiledShape:
     memory: ProgramMemory | None
     attention: str
     flops: FlopCount
+    activations: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +207,7 @@ class _Bench:
             settings,
             advance=lambda call, state, batch: call(state, batch),
             complete=complete,
+            count_activations=lambda state, batch: kept_activations(objective, state.params, batch, self.run.mesh),
         )
 
     def _measure(
@@ -214,6 +220,7 @@ class _Bench:
         *,
         advance: Callable[[jax.stages.Compiled, Any, Any], tuple[Any, Mapping[str, jax.Array]]],
         complete: Callable[[HostBatch], HostBatch] = lambda batch: batch,
+        count_activations: Callable[[Any, Any], int | None] = lambda kept, batch: None,
     ) -> Timing:
         """Compiles, warms up and times steps; `advance` runs one on (what it keeps, batch) and gives both anew."""
         earlier_peak, _ = peak_memory()
@@ -222,13 +229,15 @@ class _Bench:
         steps = [1 + index % batches.num_steps for index in range(self.num_steps)]
         programs: dict[tuple[int, ...], Program] = {}
         flops: dict[tuple[int, ...], FlopCount] = {}
+        activations: dict[tuple[int, ...], int | None] = {}
         for batch in self._placed(batches, complete, steps):
             shape = batch["tokens"].shape
             if shape not in programs:
                 programs[shape] = compile_ahead(function, kept, batch)
-                say(f"{name}: {_compiled_text(shape, programs[shape])}")
+                say(f"{name}: {made_text('the step', shape, programs[shape])}")
                 jaxpr = function.trace(kept, batch).jaxpr  # traced already: JAX keeps it
                 flops[shape] = count_flops(jaxpr, num_devices=self.run.mesh.size)
+                activations[shape] = count_activations(kept, batch)
                 kept, values = advance(programs[shape].call, kept, batch)
                 jax.block_until_ready(values)
         seconds: list[float] = []
@@ -259,6 +268,7 @@ class _Bench:
                     memory=program.memory,
                     attention=chosen_attention(settings, self.start.shape, shape[2]),
                     flops=flops[shape],
+                    activations=activations[shape],
                 )
                 for shape, program in programs.items()
             ),
@@ -288,11 +298,6 @@ class _Bench:
                     kept, values = advance(programs[batch["tokens"].shape].call, kept, batch)
                     jax.block_until_ready(values)
         say(f"{name}: a trace of {len(items)} steps is in {self.profile / name}")
-
-
-def _compiled_text(shape: tuple[int, ...], program: Program) -> str:
-    how = "read from the compilation cache" if program.from_cache else "compiled"
-    return f"{' x '.join(map(str, shape))} tokens {how} in {program.seconds:.1f} s"
 
 
 def step_work(batch: HostBatch, *, window: int | None) -> StepWork:

@@ -144,14 +144,15 @@ def _computed_flops(timing: Timing) -> float:
 
 def _planned_bytes(timing: Timing) -> dict[str, int] | None:
     """Of the program that needs most, as the compiler says."""
-    memories = [program.memory for program in timing.programs if program.memory is not None]
-    if not memories:
+    planned = [(program.memory, program.activations) for program in timing.programs if program.memory is not None]
+    if not planned:
         return None
-    most = max(memories, key=lambda memory: memory.arguments + memory.temporaries)
+    most, activations = max(planned, key=lambda of_program: of_program[0].arguments + of_program[0].temporaries)
     return {
         "state": timing.state_bytes,
         "batch": most.arguments - timing.state_bytes,
         "temporaries": most.temporaries,
+        "activations": activations or 0,  # of the temporaries
         "not_in_place": timing.state_bytes - most.in_place if timing.is_training else 0,
         "total": most.arguments + most.temporaries,
     }
@@ -211,6 +212,11 @@ def _planned_text(figures: Mapping[str, Any]) -> str:
     return " + ".join(bytes_text(planned[part]) for part in ("state", "batch", "temporaries"))
 
 
+def _activations_text(figures: Mapping[str, Any]) -> str:
+    planned = figures["planned_bytes_per_device"]
+    return bytes_text(planned["activations"]) if planned and planned["activations"] else ""
+
+
 def _computed_text(figures: Mapping[str, Any]) -> str:
     text = _flops_text(figures["computed_flops_per_step"])
     return f">= {text}" if figures["has_unknown_loops"] else text
@@ -242,6 +248,7 @@ _ROWS = {
     "MFU": _mfu_text,
     "share of the matmul ceiling": lambda figures: f"{figures['share_of_matmul_ceiling']:.1%}",
     "planned a device: state + batch + temporaries": _planned_text,
+    "of these, activations kept for the backward pass": _activations_text,
     "peak memory": _peak_text,
     "all its steps at this speed": lambda figures: (
         f"{figures['stage_steps']:,} in {_duration(figures['whole_stage_seconds'])}"

@@ -6,10 +6,12 @@ Not here: what the compiled program plans with in all (compilation.py).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
+from zephyr_jax.sharding import num_row_shards
 from zephyr_jax.training.objectives import MicroBatch, Objective
 
 
@@ -37,3 +39,17 @@ def activation_bytes(objective: Objective, params: Any, micro_batch: MicroBatch)
 
     leaves = jax.eval_shape(kept, params, micro_batch)
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def kept_activations(objective: Objective, params: Any, batch: Mapping[str, jax.Array], mesh: jax.sharding.Mesh) -> int:
+    """One device's share of `activation_bytes` in a step; at most so many where the axis `tensor` splits some of them.
+
+    Args:
+      objective: (params, micro-batch) -> Totals.
+      params: the parameters.
+      batch: a step batch, whose micro-batches come one after the other.
+      mesh: the devices that share its rows.
+    """
+    parts = batch.items()
+    micro_batch: dict[str, Any] = {name: jax.ShapeDtypeStruct(part.shape[1:], part.dtype) for name, part in parts}
+    return activation_bytes(objective, params, micro_batch) // num_row_shards(mesh)

@@ -22,16 +22,17 @@ import numpy as np
 from tqdm import tqdm
 
 from zephyr_jax.compilation import Program, bytes_per_device, bytes_text, compile_ahead, count_compilations
-from zephyr_jax.data.loader import StepBatches
+from zephyr_jax.data.loader import StepBatches, StepShape
 from zephyr_jax.data.prefetch import prefetch
 from zephyr_jax.peers import ALONE, Peers
 from zephyr_jax.recipe import StageOptions
 from zephyr_jax.records import InputError
-from zephyr_jax.sharding import local_rows, num_row_shards, place_batch, replicated
-from zephyr_jax.training.activations import activation_bytes
+from zephyr_jax.sharding import local_rows, place_batch, replicated
+from zephyr_jax.training.activations import kept_activations
 from zephyr_jax.training.checkpoint import Checkpoints
 from zephyr_jax.training.metrics import MetricsLog, ProgressBar, SessionLog
 from zephyr_jax.training.objectives import Objective, Totals
+from zephyr_jax.training.programs import ShapePrograms, made_text
 from zephyr_jax.training.sharded_step import make_sharded_step
 from zephyr_jax.training.step import TrainState, add_totals, finish, make_eval_step
 
@@ -135,7 +136,8 @@ def evaluate_batches(
     objective: Objective, batches: StepBatches, *, complete: Callable, mesh: jax.sharding.Mesh
 ) -> Callable[[Any], dict[str, float]]:
     """An evaluation over all of `batches`, compiled once: params -> metrics, sums over counts of all rows."""
-    eval_step = jax.jit(make_eval_step(objective), out_shardings=replicated(mesh))
+    jitted = jax.jit(make_eval_step(objective), out_shardings=replicated(mesh))
+    eval_step = ShapePrograms(jitted, name="held out", what="the evaluation")
 
     def evaluate(params: Any) -> dict[str, float]:
         parts: list[Totals] = []
@@ -241,12 +243,13 @@ class _Session:
             self._evaluate(state, self._start)
         if self._start < num_steps:
             _say(f"{task.name}: {num_steps} steps of {_shapes_text(task.batches)}")
+        self._compile_steps(state)
         self._bar = ProgressBar(task.name, total_steps=num_steps, done_steps=self._start)
         began, waited = time.perf_counter(), 0.0
         with _stop_requests() as stop, prefetch(self._placed_batches) as ready:
             for step, num_tokens, batch in ready:
                 step_waited, waited = ready.waited_seconds - waited, ready.waited_seconds
-                train_step = self._program_for(state, batch, step=step).call
+                train_step = self._programs[batch["tokens"].shape].call
                 step_began = time.perf_counter()
                 state, metrics = train_step(state, batch)
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}  # waits for the step
@@ -289,33 +292,37 @@ class _Session:
             batch, placed = placed_step_batch(self._task.batches, step, complete=self._task.complete, mesh=self._mesh)
             yield step, int(np.sum(batch["num_tokens"])), placed
 
-    def _program_for(self, state: TrainState, batch: dict[str, jax.Array], *, step: int) -> Program:
-        """The train step for this batch's shape, compiled ahead of time so that step times hold no compilation."""
-        shape = batch["tokens"].shape
-        if shape not in self._programs:
+    def _compile_steps(self, state: TrainState) -> None:
+        """The train step for every shape that is still to come, so that nothing is compiled between two steps."""
+        batches, first_steps = self._task.batches, dict[StepShape, int]()
+        for step in range(self._start + 1, batches.num_steps + 1):
+            first_steps.setdefault(batches.shape(step), step)
+        for number, step in enumerate(first_steps.values(), start=1):
+            _, batch = placed_step_batch(batches, step, complete=self._task.complete, mesh=self._mesh)
+            shape = batch["tokens"].shape
             self._programs[shape] = compile_ahead(self._train_step, state, batch)
-            micro_batch = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype), batch)
-            activations = activation_bytes(self._task.objective, state.params, micro_batch)
             self._report_program(
                 self._programs[shape],
                 shape,
                 state_bytes=bytes_per_device(state),
-                activations=activations // num_row_shards(self._mesh),
-                step=step,
+                activations=kept_activations(self._task.objective, state.params, batch, self._mesh),
+                first_step=step,
+                place=f" (shape {number} of {len(first_steps)})" if len(first_steps) > 1 else "",
             )
-        return self._programs[shape]
 
     def _report_program(
-        self, program: Program, shape: tuple[int, ...], *, state_bytes: int, activations: int, step: int
+        self,
+        program: Program,
+        shape: tuple[int, ...],
+        *,
+        state_bytes: int,
+        activations: int,
+        first_step: int,
+        place: str,
     ) -> None:
         name, memory = self._task.name, program.memory
-        how = "compiled the train step for {} in {:.1f} s"
-        if program.from_cache:
-            how = "read the train step for {} from the compilation cache in {:.1f} s"
-        text = how.format(_shape_text(shape), program.seconds)
-        if step > self._start + 1:  # the bar has moved: people must see why it stands still
-            text = f"at step {step}, shape {len(self._programs)} of {len(self._task.batches.shapes)}: {text}"
-        entry = {"shape": list(shape), "step": step, "seconds": round(program.seconds, 3)}
+        text = made_text("the train step", shape, program) + place
+        entry = {"shape": list(shape), "step": first_step, "seconds": round(program.seconds, 3)}
         entry |= {"from_cache": program.from_cache}
         if memory is None:
             text += "; this backend does not say what memory it needs, nor whether the state is updated in place"
@@ -329,13 +336,12 @@ class _Session:
             )
             entry["bytes_per_device"] = planned | {"activations": activations, "updated_in_place": memory.in_place}
         self._compilation["train_steps"].append(entry)
-        _say(f"{name}: {text}", bar=self._bar)
+        _say(f"{name}: {text}")
         if memory is not None and memory.in_place < state_bytes:
             _say(
                 f"warning: {name}: the train step updates {bytes_text(memory.in_place)} of the state's "
                 f"{bytes_text(state_bytes)} in place; {state_bytes - memory.in_place:,} bytes a device are copied at "
-                "every step",
-                bar=self._bar,
+                "every step"
             )
 
     def _record(
@@ -387,16 +393,12 @@ def _how_ended(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _shape_text(shape: Sequence[int]) -> str:
-    return f"{' x '.join(map(str, shape))} tokens"
-
-
 def _shapes_text(batches: StepBatches) -> str:
-    """`2 shapes, each compiled when it first comes: 1 x 4 x 512, 1 x 5 x 1024 tokens`; micro-batches x rows x row."""
+    """`2 shapes, compiled before the first step: 1 x 4 x 512, 1 x 5 x 1024 tokens`; micro-batches x rows x row."""
     shapes = [" x ".join(map(str, shape[:3])) for shape in batches.shapes]
     if len(shapes) == 1:
         return f"1 shape, compiled once: {shapes[0]} tokens"
-    return f"{len(shapes)} shapes, each compiled when it first comes: {', '.join(shapes)} tokens"
+    return f"{len(shapes)} shapes, compiled before the first step: {', '.join(shapes)} tokens"
 
 
 def _say(text: str, *, bar: ProgressBar | None = None) -> None:
