@@ -9,8 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.pipeline.small_recipes import write_config
 
 NUM_STEPS = 14
@@ -35,8 +33,8 @@ sys.exit(main(sys.argv[3:]))
 def _train(config: str, *, signal_number: int = 0, at_step: int = 0) -> subprocess.CompletedProcess[str]:
     """On one device, which is enough here and compiles several times faster than sixteen."""
     flags = os.environ["XLA_FLAGS"].replace("device_count=16", "device_count=1")
-    overrides = ["stages=[dsft]", f"dsft.max_steps={NUM_STEPS}", "dsft.save_every=2", "samples.num_prompts=0"]
-    overrides += ["dsft.eval_every=4", "dsft.micro_batch_size=2"]
+    overrides = ["stages=[dsft]", f"dsft.max_steps={NUM_STEPS}", "dsft.save_every=2", "dsft.eval_every=4"]
+    overrides += ["dsft.micro_batch_size=2", "samples={num_prompts: 0, num_exact: 0}"]
     return subprocess.run(
         [sys.executable, "-c", COMMAND, str(int(signal_number)), str(at_step), "--config", config, *overrides],
         env=os.environ | {"XLA_FLAGS": flags},
@@ -61,40 +59,36 @@ def _logged_steps(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in lines if '"loss"' in line]
 
 
-@pytest.fixture(scope="module")
-def untouched(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("untouched")
-    done = _train(write_config(folder))
+def test_killed_stopped_killed_and_then_ended_is_the_same_as_never_disturbed(tmp_path):
+    """SIGTERM: what is done is saved, status not 0. SIGKILL: no goodbye. Then once more: all lines and bytes equal.
+
+    The first kill comes before anything is saved: the run starts anew.
+    """
+    untouched, disturbed = tmp_path / "untouched", tmp_path / "disturbed"
+    for folder in (untouched, disturbed):
+        folder.mkdir()
+    done = _train(write_config(untouched))
     assert done.returncode == 0, done.stderr
-    return _outcome(folder)
 
+    config = write_config(disturbed)
+    killed = _train(config, signal_number=signal.SIGKILL, at_step=1)
+    assert killed.returncode == -signal.SIGKILL
 
-def test_stopped_then_killed_then_ended_is_the_same_as_never_disturbed(tmp_path, untouched):
-    """SIGTERM: what is done is saved, status not 0. SIGKILL: no goodbye. Then once more: all lines and bytes equal."""
-    config = write_config(tmp_path)
     stopped = _train(config, signal_number=signal.SIGTERM, at_step=6)
-    assert stopped.returncode == 130, stopped.stderr
+    assert stopped.returncode == 130 and "going on after step" not in stopped.stderr, stopped.stderr
     assert "the same command goes on from there" in stopped.stderr and "Traceback" not in stopped.stderr
-    steps = _logged_steps(tmp_path)
+    steps = _logged_steps(disturbed)
     assert 1 <= len(steps) < NUM_STEPS
-    saved = tmp_path / "runs" / "whole" / "dsft" / "checkpoints"
+    saved = disturbed / "runs" / "whole" / "dsft" / "checkpoints"
     assert (saved / str(steps[-1])).is_dir()
     assert not (saved.parent / "summary.json").exists() and not (saved.parent / "model").exists()
 
     killed = _train(config, signal_number=signal.SIGKILL, at_step=12)
     assert killed.returncode == -signal.SIGKILL
     assert f"going on after step {steps[-1]} of {NUM_STEPS}" in killed.stderr
-    assert steps[-1] < len(_logged_steps(tmp_path)) < NUM_STEPS
+    assert steps[-1] < len(_logged_steps(disturbed)) < NUM_STEPS
 
     ended = _train(config)
     assert ended.returncode == 0, ended.stderr
     assert "going on after step" in ended.stderr
-    assert _outcome(tmp_path) == untouched
-
-
-def test_killed_before_anything_is_saved_starts_anew(tmp_path, untouched):
-    killed = _train(write_config(tmp_path), signal_number=signal.SIGKILL, at_step=1)
-    assert killed.returncode == -signal.SIGKILL
-    ended = _train(str(tmp_path / "whole.yaml"))
-    assert ended.returncode == 0, ended.stderr
-    assert _outcome(tmp_path) == untouched
+    assert _outcome(disturbed) == _outcome(untouched)
