@@ -53,6 +53,7 @@ BASE = (
     "hub",
     "peers",
     "gguf_file",
+    "package_files",
     "whole_files",
     "run_folder",
 )

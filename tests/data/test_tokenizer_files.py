@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 
@@ -9,7 +10,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from tests.data.chat_cases import NASTY_TEXTS, legacy_folder, merging_folder, need_package
-from zephyr_jax.data import tokenizer_files, tokenizer_folder
+from zephyr_jax import package_files
+from zephyr_jax.data import tokenizer_folder
 from zephyr_jax.data.chat import load_chat_tokenizer
 from zephyr_jax.data.sentencepiece_model import build_tokenizers, read_model
 from zephyr_jax.data.tokenizer_files import open_tokenizer
@@ -216,14 +218,15 @@ def test_folders_that_cannot_be_read_say_why(files, message, tmp_path):
     ],
 )
 def test_missing_packages_name_the_command_that_brings_them(spec, command, monkeypatch):
-    monkeypatch.setattr(tokenizer_files.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=f"{spec}: the package .* is not installed; install it with `{command}"):
         open_tokenizer(spec)
 
 
 def test_changed_package_file_is_refused(monkeypatch):
     need_package("builtin:mistral-7b-v0.1")
-    monkeypatch.setattr(tokenizer_files, "_MISTRAL_SHA256", "0" * 64)
+    other = dataclasses.replace(package_files.MISTRAL_TOKENIZER, sha256="0" * 64)
+    monkeypatch.setattr(package_files, "MISTRAL_TOKENIZER", other)
     with pytest.raises(InputError, match="has sha256 dadfd56d.*, wanted 0000"):
         open_tokenizer("builtin:mistral-7b-v0.1")
 

