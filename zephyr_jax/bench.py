@@ -64,12 +64,12 @@ def _run(arguments: argparse.Namespace) -> None:
 def _measure(recipe: Recipe, peers: Peers, arguments: argparse.Namespace) -> dict[str, Any]:
     import jax
 
-    from zephyr_jax.stages.start import check_start_model, open_run
+    from zephyr_jax.stages.start import check_run, open_run
     from zephyr_jax.stages.timing import time_stages
     from zephyr_jax.stages.timing_report import measured_ceiling, timing_report
 
     run = open_run(without_evaluation(recipe), peers=peers)
-    check_start_model(run)
+    check_run(run)
     with jax.set_mesh(run.mesh):
         before = measured_ceiling(run)
         timings = list(time_stages(run, num_steps=arguments.steps, profile=arguments.profile))

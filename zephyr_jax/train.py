@@ -75,11 +75,11 @@ def _run_stages(recipe: Recipe, peers: Peers, *, dry_run: bool) -> None:
 
     from zephyr_jax.stages.dry_run import describe_stage
     from zephyr_jax.stages.pipeline import run_stages
-    from zephyr_jax.stages.start import check_start_model, open_run
+    from zephyr_jax.stages.start import check_run, open_run
 
     _check_same_recipe(recipe, peers)
     run = open_run(recipe, peers=peers)
-    check_start_model(run)
+    check_run(run)
     with jax.set_mesh(run.mesh):
         if dry_run:
             if peers.is_first:  # nothing in it needs the others

@@ -268,7 +268,9 @@ def test_wrong_inputs_are_one_message_and_status_2(overrides, wanted, tmp_path, 
     assert wanted in err[err.index("error: ") :]
 
 
-@pytest.mark.parametrize("case", ["a mesh that does not fit", "vocabulary", "no such weights", "undividable"])
+@pytest.mark.parametrize(
+    "case", ["a mesh that does not fit", "vocabulary", "no such weights", "undividable", "no such file"]
+)
 def test_what_needs_no_data_is_refused_before_any_is_read(case, tmp_path, monkeypatch):
     """A mesh or a model that cannot be must not cost the reading of 200 000 rows; and a dry run tells it too."""
     monkeypatch.chdir(tmp_path)

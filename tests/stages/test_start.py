@@ -15,7 +15,7 @@ from zephyr_jax.stages import start
 from zephyr_jax.stages.start import (
     StartModel,
     base_model,
-    check_start_model,
+    check_run,
     model_settings,
     open_run,
     say_attention,
@@ -54,7 +54,7 @@ def test_tensorboard_that_is_not_installed_is_an_error_with_the_way_out(tmp_path
     run = on_one_device(make_recipe(tmp_path, trackers=["tensorboard"]))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"trackers: tensorboard needs .* pip install -e '.\[tensorboard\]'"):
-        check_start_model(run)
+        check_run(run)
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path):
@@ -141,7 +141,7 @@ def test_an_attention_that_cannot_run_here_is_refused_before_data_is_read(tmp_pa
         pytest.skip("the device may have it")
     model = MODEL | {"compute_dtype": "bfloat16", "attention": "cudnn"}
     with pytest.raises(InputError, match="cudnn needs an NVIDIA GPU .* this is cpu"):
-        check_start_model(on_one_device(make_recipe(tmp_path, model=model)))
+        check_run(on_one_device(make_recipe(tmp_path, model=model)))
 
 
 def test_random_weights_have_no_source():

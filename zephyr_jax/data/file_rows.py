@@ -23,18 +23,14 @@ _OTHER_KINDS = (
 )
 
 
-def open_file(source: str) -> RowSource:
-    """Opens a `.jsonl`, `.json` or `.parquet` file.
-
-    Args:
-      source: its path, from the current folder.
+def check_file(source: str) -> None:
+    """Says early whether `open_file` would find a file.
 
     Raises:
-      InputError: the name ends otherwise, or the file is missing, unreadable, empty, or not of the kind it says.
+      InputError: its name ends otherwise than those that can be read, or it is missing.
     """
     path = Path(source)
-    opener = _OPENERS.get(path.suffix.lower())
-    if opener is None:
+    if path.suffix.lower() not in _OPENERS:
         ending = f"a path ending in {path.suffix}" if path.suffix else "a path without an ending"
         _fail(source, f"got {ending}, wanted {', '.join(_OPENERS)}; other sources are {_OTHER_KINDS}")
     if not path.exists():
@@ -44,8 +40,20 @@ def open_file(source: str) -> RowSource:
             source,
             "got a folder, wanted a file; one written by datasets or tfds is hf:FOLDER:SPLIT or tfds:FOLDER:SPLIT",
         )
+
+
+def open_file(source: str) -> RowSource:
+    """Opens a `.jsonl`, `.json` or `.parquet` file.
+
+    Args:
+      source: its path, from the current folder.
+
+    Raises:
+      InputError: as of `check_file`, or the file is unreadable, empty, or not of the kind that its name says.
+    """
+    check_file(source)
     try:
-        opened = opener(source)
+        opened = _OPENERS[Path(source).suffix.lower()](source)
     except OSError as error:
         raise InputError(f"source {source!r}: cannot be read: {brief(error)}") from error
     if not opened.num_rows:

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from zephyr_jax.data.feedback_rows import parse_feedback
-from zephyr_jax.data.file_rows import open_file
+from zephyr_jax.data.file_rows import check_file, open_file
 from zephyr_jax.data.library_rows import open_hugging_face, open_tfds, split_place
 from zephyr_jax.data.row_source import LocatedRow, RowSource, pick
 from zephyr_jax.data.rows import RowError, parse_conversation, parse_pair, parse_prompt, parse_question
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from zephyr_jax.recipe import Source
 
 __all__ = [
-    "RowError", "iterate_rows", "open_source", "parse_conversation", "parse_pair", "parse_prompt", "read_conversations",
-    "read_feedback", "read_pairs", "read_prompts",
+    "RowError", "check_source", "iterate_rows", "open_source", "parse_conversation", "parse_pair", "parse_prompt",
+    "read_conversations", "read_feedback", "read_pairs", "read_prompts",
 ]  # fmt: skip
 
 ROWS_PER_PART = 256  # what processes share out between them, and what a source's rows are hashed by
@@ -120,6 +120,16 @@ def open_source(source: str) -> RowSource:
       InputError: there is no such source, split or package, or it has no rows.
     """
     return _OPENERS.get(source.partition(":")[0], open_file)(source)
+
+
+def check_source(source: str) -> None:
+    """Says early, of a source that is a file, whether `open_source` would find it; of others nothing is known yet.
+
+    Raises:
+      InputError: there is no such file.
+    """
+    if is_file(source):
+        check_file(source)
 
 
 def is_file(source: str) -> bool:

@@ -20,6 +20,7 @@ import jax
 
 from zephyr_jax.compilation import keep_compiled_programs
 from zephyr_jax.data.chat import ChatTokenizer, load_chat_tokenizer
+from zephyr_jax.data.sources import check_source
 from zephyr_jax.host_memory import keep_freed_memory
 from zephyr_jax.model.attention_rule import MEASURED, choose_attention, platform_here
 from zephyr_jax.model.mistral import PARTITION_RULES, ModelSettings, Params, abstract_params, init_params
@@ -136,12 +137,12 @@ def open_run(recipe: Recipe, *, peers: Peers = ALONE) -> Run:
     return Run(recipe=recipe, folder=folder, mesh=mesh, tokenizer=tokenizer, peers=peers)
 
 
-def check_start_model(run: Run) -> None:
-    """What can be known of the first model and this machine before any data or weight is read.
+def check_run(run: Run) -> None:
+    """What can be known of the first model, the data and this machine before any row or weight is read.
 
     Raises:
       InputError: the weights are not there or not of the shape given, the tokenizer does not fit them, the mesh does
-        not divide them, or the attention asked for cannot run here.
+        not divide them, the attention asked for cannot run here, or a file of rows is not there.
     """
     model = run.recipe.model
     if model.shape is not None and model.weights is not None and model.weights.startswith("hf:"):
@@ -157,6 +158,10 @@ def check_start_model(run: Run) -> None:
     for stage in run.recipe.stages:
         options = getattr(run.recipe, stage)
         chosen_attention(model_settings(run.recipe, rows=options.row_layout), start.shape, options.longest_row)
+    for stage in run.recipe.stages:
+        data = getattr(run.recipe, stage).data
+        for source in (*data.train, *data.eval):
+            check_source(source.source)
 
 
 def run_facts(run: Run, reports: Mapping[str, ReadReport]) -> dict[str, Any]:
