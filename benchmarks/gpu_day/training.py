@@ -21,7 +21,7 @@ from benchmarks.gpu_day.sizes import Sizes
 from zephyr_jax.model.mistral import ModelSettings, abstract_params, init_params
 from zephyr_jax.recipe import ModelShape, Recipe, load_recipe
 from zephyr_jax.stages.ddpo import ddpo_batches, load_ddpo_data
-from zephyr_jax.stages.start import Run, check_start_model, open_run
+from zephyr_jax.stages.start import Run, check_run, open_run
 from zephyr_jax.stages.timing import time_stages
 from zephyr_jax.stages.timing_report import measured_ceiling, timing_report
 from zephyr_jax.training.objectives import score_pairs
@@ -47,7 +47,7 @@ def measure_stage(sizes: Sizes, record: Record, *, stage: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         recipe = day_recipe(sizes, Path(folder), f"stages=[{stage}]")
         run = open_run(recipe)
-        check_start_model(run)
+        check_run(run)
         with jax.set_mesh(run.mesh):
             ceiling = measured_ceiling(run)
             for timing in time_stages(run, num_steps=sizes.num_steps):
