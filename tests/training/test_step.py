@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from tests.training.small_stages import (
+    SHAPE,
     assert_close,
     dpo,
     for_device,
@@ -20,7 +24,8 @@ from tests.training.small_stages import (
     sft,
     sft_batches,
 )
-from zephyr_jax.training.objectives import Totals
+from zephyr_jax.model.mistral import ModelSettings, compute_params
+from zephyr_jax.training.objectives import Totals, sft_objective
 from zephyr_jax.training.step import add_totals, finish, init_state, make_eval_step, make_train_step
 
 
@@ -137,3 +142,30 @@ def test_preference_metrics_are_those_of_the_loss():
     )
     assert metrics["rewards/accuracies"] in np.arange(9) / 8
     assert 0 <= metrics["mean_token_accuracy"] < 0.5 and 1 < metrics["entropy"] < np.log(64)
+
+
+def _casts(jaxpr, shape: tuple[int, ...]) -> int:
+    """How many conversions of an array of a shape to bfloat16 a program holds, those in loops among them."""
+    here = sum(
+        eqn.primitive.name == "convert_element_type"
+        and (eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype) == (shape, jnp.bfloat16)
+        for eqn in jaxpr.eqns
+    )
+    inner = [sub for eqn in jaxpr.eqns for sub in jaxprs_in_params(eqn.params)]
+    return here + sum(_casts(sub, shape) for sub in inner)
+
+
+def test_weights_are_cast_once_a_step_however_many_micro_batches_and_to_the_same_bits():
+    """The program for GPUs, bfloat16, 4 micro-batches: the layers' weights are cast outside of the loop over them."""
+    settings = ModelSettings("bfloat16", "xla", "full", "gpu")
+    objective, optimizer = sft_objective(shape=SHAPE, settings=settings), optax.sgd(0.5)
+    made = sft_batches(make_dialogues(20), shuffle=False, packing=False, batch_size=16, micro_batch_size=4)
+    batch, state = for_device(next(made.batches())), init_state(make_params(), optimizer)
+    states = []
+    for prepare in (functools.partial(compute_params, settings=settings), lambda params: params):
+        step = make_train_step(objective, optimizer, schedule=lambda n: n, max_grad_norm=1.0, prepare=prepare)
+        states.append(jax.jit(step)(state, batch)[0].params)
+        (loop,) = [eqn for eqn in jax.make_jaxpr(step)(state, batch).eqns if eqn.primitive.name == "scan"]
+        in_loop = _casts(loop.params["jaxpr"].jaxpr, state.params["layers"]["mlp"]["gate"].shape)
+        assert in_loop == (0 if len(states) == 1 else 2)  # gate and up
+    jax.tree.map(np.testing.assert_array_equal, *states)

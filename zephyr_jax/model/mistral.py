@@ -279,6 +279,16 @@ def cast_params(params: Params, dtype: str) -> Params:
     )
 
 
+def compute_params(params: Params, settings: ModelSettings) -> Params:
+    """Parameters as the forward pass takes them; it does this itself, unless a step has done it for many.
+
+    On a CPU every product casts its weight, and gives a float32 gradient: elsewhere that would send float32 weights
+    between the devices, here it saves passes over all parameters.
+    """
+    platform = settings.platform or platform_here()
+    return params if platform == "cpu" else cast_params(params, settings.compute_dtype)
+
+
 def init_params(rng: jax.Array, shape: ModelShape) -> Params:
     """Random float32 parameters: normal with standard deviation 0.02, norm scales 1.
 
@@ -312,7 +322,7 @@ def hidden_states_and_head(
     """Forward pass over whole rows.
 
     Args:
-      params: the parameter tree, float32.
+      params: the parameter tree, float32 or compute_params of it.
       tokens_BT: token ids.
       shape: the model's shape.
       settings: dtype, attention and remat.
@@ -336,10 +346,7 @@ def hidden_states_and_head(
         rows=settings.rows,
     )
     module = Mistral(shape, settings._replace(attention=chosen, platform=platform))
-    # On a CPU every product casts its weight, and gives a float32 gradient: elsewhere that would send float32 weights
-    # between the devices, here it saves passes over all parameters.
-    cast = params if platform == "cpu" else cast_params(params, settings.compute_dtype)
-    return module.apply({"params": cast}, tokens_BT, where)
+    return module.apply({"params": compute_params(params, settings)}, tokens_BT, where)
 
 
 def head_matrix(params: Params, shape: ModelShape) -> jax.Array:

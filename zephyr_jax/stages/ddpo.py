@@ -15,7 +15,7 @@ import numpy as np
 from zephyr_jax.data.encoded import EncodedPairs
 from zephyr_jax.data.loader import PairBatches
 from zephyr_jax.data.tokenised import load_pairs
-from zephyr_jax.model.mistral import ModelSettings, abstract_params
+from zephyr_jax.model.mistral import ModelSettings, abstract_params, compute_params
 from zephyr_jax.recipe import Ddpo
 from zephyr_jax.records import PreferencePair
 from zephyr_jax.sharding import num_row_shards
@@ -134,6 +134,7 @@ def run_ddpo(run: Run, data: DdpoData, *, on_evaluation: OnEvaluation) -> None:
         load_params=start.load_params,
         batches=batches,
         complete=complete,
+        prepare=functools.partial(compute_params, settings=settings),
         evaluate=evaluate,
         check_first_step=functools.partial(check_start, options, run.recipe.model.compute_dtype),
         trackers=run.recipe.trackers,

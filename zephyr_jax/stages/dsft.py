@@ -5,10 +5,12 @@ Reads the base model and dialogues; writes RUN/dsft/: metrics.jsonl, checkpoints
 
 from __future__ import annotations
 
+import functools
+
 from zephyr_jax.data.encoded import EncodedConversations
 from zephyr_jax.data.loader import SftBatches
 from zephyr_jax.data.tokenised import load_conversations
-from zephyr_jax.model.mistral import abstract_params
+from zephyr_jax.model.mistral import abstract_params, compute_params
 from zephyr_jax.recipe import Dsft
 from zephyr_jax.records import Conversation
 from zephyr_jax.sharding import num_row_shards
@@ -116,6 +118,7 @@ def run_dsft(run: Run, data: DsftData, *, on_evaluation: OnEvaluation) -> None:
         load_params=start.load_params,
         batches=batches,
         complete=lambda batch: batch,
+        prepare=functools.partial(compute_params, settings=settings),
         evaluate=evaluate,
         trackers=run.recipe.trackers,
         data_fingerprint=data.train.fingerprint(),

@@ -6,6 +6,7 @@ weight is loaded and nothing is computed.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from zephyr_jax.compilation import bytes_per_device
-from zephyr_jax.model.mistral import ModelSettings, abstract_params
+from zephyr_jax.model.mistral import ModelSettings, abstract_params, compute_params
 from zephyr_jax.model.sources import open_weights
 from zephyr_jax.planning.batches import AssumedBatch, assume_batch
 from zephyr_jax.planning.estimate import Verdict, memory_fraction, memory_verdict, step_bounds
@@ -76,6 +77,7 @@ def plan_stage(
         num_steps=SCHEDULED_STEPS,
         abstract_params=abstract_params(shape),
         mesh=mesh,
+        prepare=functools.partial(compute_params, settings=settings),
     )
     state, arrays = sharded.abstract_state, _abstract_batch(batch, options, mesh)
     step = make_program(sharded.call, state, arrays, mesh=mesh, machine=machine)

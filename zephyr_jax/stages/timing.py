@@ -23,7 +23,7 @@ from zephyr_jax.compilation import Program, ProgramMemory, bytes_per_device, com
 from zephyr_jax.data.loader import StepBatches
 from zephyr_jax.data.prefetch import prefetch
 from zephyr_jax.host_memory import peak_memory
-from zephyr_jax.model.mistral import ModelSettings, abstract_params
+from zephyr_jax.model.mistral import ModelSettings, abstract_params, compute_params
 from zephyr_jax.planning.flops import FlopCount, count_flops
 from zephyr_jax.recipe import StageOptions
 from zephyr_jax.stages.ddpo import DdpoData, add_reference, ddpo_batches, ddpo_options, load_ddpo_data, ordered_batches
@@ -198,6 +198,7 @@ class _Bench:
             num_steps=batches.num_steps,
             abstract_params=abstract_params(self.start.shape),
             mesh=self.run.mesh,
+            prepare=functools.partial(compute_params, settings=settings),
         )
         return self._measure(
             name,

@@ -52,6 +52,7 @@ class StageTask:
       load_params: (shardings) -> the parameters to start from; not called when a checkpoint is found.
       batches: step batches as a function of the step.
       complete: adds to a host batch what the objective needs beside the rows (reference log-probs).
+      prepare: parameters -> what the objective is given, once a step (make_train_step).
       evaluate: (params, step) -> metrics without the `eval/` prefix; None: no evaluation data.
       check_first_step: called with the first step's metrics of a fresh run.
       trackers: see MetricsLog.
@@ -67,6 +68,7 @@ class StageTask:
     load_params: Callable[[Any], Any]
     batches: StepBatches
     complete: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+    prepare: Callable[[Any], Any] = lambda params: params
     evaluate: Callable[[Any, int], Mapping[str, float]] | None = None
     check_first_step: Callable[[Mapping[str, float]], None] | None = None
     trackers: Sequence[str] = ()
@@ -113,6 +115,7 @@ def run_stage(task: StageTask, *, mesh: jax.sharding.Mesh, peers: Peers = ALONE)
         num_steps=task.batches.num_steps,
         abstract_params=task.abstract_params,
         mesh=mesh,
+        prepare=task.prepare,
     )
     checkpoints = Checkpoints(task.folder / "checkpoints", keep=task.options.keep_checkpoints)
     peers.check_same(f"{task.name}: the training rows", task.data_fingerprint)

@@ -50,6 +50,7 @@ def make_sharded_step(
     num_steps: int,
     abstract_params: Any,
     mesh: jax.sharding.Mesh,
+    prepare: Callable[[Any], Any] = lambda params: params,
 ) -> ShardedStep:
     """Builds a stage's train step; nothing is allocated or compiled.
 
@@ -59,13 +60,14 @@ def make_sharded_step(
       num_steps: optimizer steps of the whole stage, which the schedule is laid out over.
       abstract_params: shapes of the parameters.
       mesh: the device mesh, of devices that need not be there.
+      prepare: as of `make_train_step`.
     """
     schedule = make_schedule(options, num_steps)
     optimizer = make_optimizer(options, schedule)
     abstract_state = jax.eval_shape(lambda params: init_state(params, optimizer), abstract_params)
     shardings = tree_shardings(abstract_state, PARTITION_RULES, mesh)
     call = jax.jit(
-        make_train_step(objective, optimizer, schedule=schedule, max_grad_norm=options.max_grad_norm),
+        make_train_step(objective, optimizer, schedule=schedule, max_grad_norm=options.max_grad_norm, prepare=prepare),
         in_shardings=(shardings, None),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,

@@ -44,6 +44,7 @@ def make_train_step(
     *,
     schedule: optax.Schedule,
     max_grad_norm: float | None,
+    prepare: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[[TrainState, MicroBatch], tuple[TrainState, Metrics]]:
     """Builds train_step(state, batch) -> (state, metrics).
 
@@ -55,6 +56,7 @@ def make_train_step(
       optimizer: the gradient transformation.
       schedule: learning rate by the number of earlier updates, for the metric.
       max_grad_norm: bound on the gradient's L2 norm; None: no clipping.
+      prepare: parameters -> what the objective is given, once for all micro-batches: the cast to the compute dtype.
 
     Returns:
       A pure function of the state and a step batch, whose arrays have the micro-batches as leading axis A. Metrics
@@ -62,7 +64,7 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: MicroBatch) -> tuple[TrainState, Metrics]:
-        gradients, totals = _accumulate(objective, state.params, batch)
+        gradients, totals = _accumulate(objective, prepare(state.params), batch)
         count = jnp.maximum(totals.divisor, 1.0)
         gradients = jax.tree.map(lambda g: g / count, gradients)
         grad_norm = global_norm(gradients)
@@ -114,12 +116,14 @@ def _accumulate(objective: Objective, params: Any, batch: MicroBatch) -> tuple[A
         totals = objective(params, micro_batch)
         return totals.loss, totals
 
-    gradient = jax.grad(loss_and_totals, has_aux=True)
+    def gradient(micro_batch: MicroBatch) -> tuple[Any, Totals]:
+        gradients, totals = jax.grad(loss_and_totals, has_aux=True)(params, micro_batch)
+        return jax.tree.map(lambda g: g.astype(jnp.float32), gradients), totals
 
     def add(left, right):
         return jax.tree.map(jnp.add, left[0], right[0]), add_totals(left[1], right[1])
 
-    return _over_micro_batches(lambda micro_batch: gradient(params, micro_batch), batch, add)
+    return _over_micro_batches(gradient, batch, add)
 
 
 def _over_micro_batches(function: Callable, batch: MicroBatch, add: Callable) -> Any:
