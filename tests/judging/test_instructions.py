@@ -11,6 +11,8 @@ import pytest
 from tests.judging.stub_server import Body, StubServer, digest
 from zephyr_jax.data.sources import parse_conversation
 from zephyr_jax.feedback_recipe import load_feedback_recipe
+from zephyr_jax.judging.instructions import bare_task
+from zephyr_jax.judging.protocol import Reply
 from zephyr_jax.stages.aif import describe_feedback, run_feedback
 
 pytest.importorskip("openai", reason="the extra [feedback] is not installed")
@@ -78,6 +80,26 @@ def test_each_filter_is_counted_and_the_rows_are_chats(tmp_path: Path) -> None:
         assert all("Person:" not in message["content"] and "sorry" not in message["content"] for message in messages)
         assert row["prompt"] == messages[0]["content"] and len(row["prompt_id"]) == 64
     assert {2, 4} <= {len(row["messages"]) for row in rows} <= {2, 4, 6}
+
+
+@pytest.mark.parametrize(
+    ("said", "task"),
+    [
+        ('New task: "Name a river."', "Name a river."),
+        ("**Rewritten Task:** Name a river.", "Name a river."),
+        ("**Task 2**: Name a river.", "Name a river."),
+        ("## Task:\nName a river.", "Name a river."),
+        ("Sure! Here's a new task:\n\nName a river.", "Name a river."),
+        ("Here is the rewritten question: Which river?", "Which river?"),
+        ("Here is a message: 'Come.' Rewrite it politely.", "Here is a message: 'Come.' Rewrite it politely."),
+        ("Here is what I did. Is it a task: yes or no?", "Here is what I did. Is it a task: yes or no?"),
+        ("**Bold** words are which?", "**Bold** words are which?"),
+        ("  ", None),
+    ],
+)
+def test_a_task_is_taken_without_its_label(said: str, task: str | None) -> None:
+    assert bare_task(Reply(said, "stop", 1, 1)) == task
+    assert bare_task(Reply(said, "length", 1, 1)) is None
 
 
 def test_an_answer_that_is_cut_off_ends_the_dialogue_before_it(tmp_path: Path) -> None:

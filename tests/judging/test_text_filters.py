@@ -18,6 +18,10 @@ from zephyr_jax.judging.text_filters import NearDuplicates, has_wrong_casing, is
         "Unfortunately, I am unable to open files.",
         "Nice question! I don't have personal opinions on that.",
         "I apologize, but this is beyond me.",
+        "I'm unable to assist with that.",
+        "I cannot and will not provide this.",
+        "My training data ends in 2023.",
+        "I do not have preferences.",
     ],
 )
 def test_refusals_and_talk_of_being_an_ai_are_seen(text: str) -> None:
@@ -32,6 +36,9 @@ def test_refusals_and_talk_of_being_an_ai_are_seen(text: str) -> None:
         "An AI is a program that learns from examples.",
         "Sorry is what people say after a mistake.",
         "I have a plan for Sunday.",
+        "How can I get better at my programming in Python?",
+        "Explain how I should clean my training data.",
+        "I don't have personal transport. How do I get to the coast?",
     ],
 )
 def test_texts_about_such_things_are_not(text: str) -> None:
@@ -50,6 +57,10 @@ def test_texts_about_such_things_are_not(text: str) -> None:
         ("3.14 is pi, more or less.", False),
         ("Use this:\n```python\nprint('x'). y\n```", False),
         ("Call `foo`. Then stop.", False),
+        ("Buy these:\n1. apples\n2. eggs\n3. milk", False),
+        ("Put these words in order.\n\ndrank we a latte", False),
+        ("a) It stops. b) It goes on.", False),
+        ("Stop. and go on.", True),
         ("東京は日本の首都です。", False),
         ("", False),
     ],

@@ -27,9 +27,11 @@ from zephyr_jax.judging.rubrics import follow_up_messages, refine_messages, writ
 from zephyr_jax.judging.text_filters import NearDuplicates, has_wrong_casing, is_refusal, is_short
 from zephyr_jax.records import Message
 
-# "Rewritten task:", "Task 4:", "Person:" before the text itself.
+# "Rewritten task:", "**Task 4:**", "Sure! Here is a new task:", "Person:" before the text itself.
 _LABEL = re.compile(
-    r"\A(?:the |a |my )?(?:new |rewritten |next |user )*(?:task|request|message|person|user)(?: \d+)?\s*:\s*",
+    r"\A[*#\s]*(?:(?:(?:sure|certainly|of course)\W+)?here(?:'s|\u2019s| is) (?=[\w ]*(?:task|question)\b))?"
+    r"(?:the |a |my )?(?:new |rewritten |next |user )*(?:task|question|request|message|person|user)(?: \d+)?"
+    r"[*\s]*:[*\s]*",
     re.IGNORECASE,
 )
 
@@ -78,11 +80,13 @@ class Writer:
     async def _draft(self, number: int) -> Draft:
         topic = self.topics[derived_seed(self.seed, "topic", number) % len(self.topics)]
         examples = draw_order(list(self.seed_tasks), self.seed, "examples", number)[: self.options.num_examples]
-        task = await self._ask(write_messages(topic, examples), f"write:{number}", self.options.max_task_tokens, _bare)
+        task = await self._ask(
+            write_messages(topic, examples), f"write:{number}", self.options.max_task_tokens, bare_task
+        )
         for step in range(self.options.refinements):
             if task is not None:
                 task = await self._ask(
-                    refine_messages(task), f"refine:{number}:{step}", self.options.max_task_tokens, _bare
+                    refine_messages(task), f"refine:{number}:{step}", self.options.max_task_tokens, bare_task
                 )
         return Draft(number, topic, task)
 
@@ -127,7 +131,7 @@ class Writer:
             if turn + 1 == num_turns:
                 break
             asked = await self._ask(
-                follow_up_messages(messages), f"follow-up:{call}", self.options.max_task_tokens, _bare
+                follow_up_messages(messages), f"follow-up:{call}", self.options.max_task_tokens, bare_task
             )
             reason = "none written" if asked is None else self._fault(asked, 1)
             if asked is None or reason:
@@ -176,7 +180,7 @@ class Writer:
         return "casing" if has_wrong_casing(text) else None
 
 
-def _bare(reply: Reply) -> str | None:
+def bare_task(reply: Reply) -> str | None:
     """A task without a label or quotes around it; None where nothing is left or it was cut off."""
     if reply.finish_reason == "length":
         return None

@@ -16,20 +16,22 @@ from zephyr_jax.records import InputError
 # An answer that speaks of itself as a machine, wherever it does.
 _SPEAKS_AS_AI = re.compile(
     r"\b(?:as|i am|i'm|being) (?:just |only )?an? (?:ai|artificial intelligence|(?:large )?language model|chatbot)\b"
-    r"|\bi (?:do not|don't) (?:have|possess) (?:any )?(?:personal|feelings|emotions|opinions|experiences)\b"
-    r"|\bmy (?:training data|knowledge cutoff|programming)\b",
+    r"|\bi (?:do not|don't) (?:have|possess) (?:any )?(?:personal )?"
+    r"(?:feelings|emotions|opinions|experiences|preferences|beliefs|thoughts)\b"
+    r"|\bmy knowledge cutoff\b|\bmy (?:training data|programming) (?:do|does|don't|doesn't|ends?|only|prevents?)\b",
     re.IGNORECASE,
 )
 # An answer that begins with saying no.
 _REFUSES = re.compile(
     r"\W*(?:(?:i'm|i am) (?:very |really )?sorry|sorry|i apologi[sz]e|unfortunately,? i|my apologies)\b.{0,40}"
     r"\b(?:but|cannot|can't|unable|not able|won't)\b"
-    r"|\W*i (?:cannot|can't|can not|am unable to|am not able to|won't|will not) "
+    r"|\W*(?:i (?:cannot|can't|can not|won't|will not)|(?:i am|i'm) (?:unable|not able) to) (?:and will not )?"
     r"(?:help|assist|provide|answer|fulfil|comply|do|create|write|generate|give|engage)",
     re.IGNORECASE | re.DOTALL,
 )
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
-_SENTENCE_START = re.compile(r"(?:\A|[.!?]['\")]?\s+|\n\s*\n)['\"(]*([^\W\d_])")
+# Within a line: what stands behind a line's end may be data. Not behind the number of a list's item, nor a letter "a)".
+_SENTENCE_START = re.compile(r"(?:\A|(?<!\d)[.!?]['\")]?[^\S\n]+)['\"(]*([^\W\d_])(?!\))")
 _MOST_CAPITALS = 0.7
 _FEWEST_LETTERS = 8
 _NUM_HASHES = 128
@@ -62,7 +64,8 @@ def has_wrong_casing(text: str) -> bool:
         return True
     starts = [match.group(1) for match in _SENTENCE_START.finditer(prose)]
     small = [start for start in starts if start.islower()]
-    return bool(small) and (prose[:1].islower() or 2 * len(small) >= len(starts))
+    first = _SENTENCE_START.match(prose)
+    return bool(small) and (2 * len(small) >= len(starts) or (first is not None and first[1].islower()))
 
 
 class NearDuplicates:
