@@ -58,6 +58,7 @@ def test_a_recipe_is_read_with_its_defaults(tmp_path: Path) -> None:
         ),
         ("models.served.base_url=http://me:secret@host/v1", r"wanted the key in the variable api_key_env names"),
         ("models.served.base_url=[]", r"got an empty list"),
+        ("models.served.base_url=[http://a/v1, http://a/v1/]", r"models.served.base_url: names a server twice"),
         ("teacher=nobody", r"teacher: got 'nobody', wanted one of models \(ours, served\)"),
         ("completions.students=[ours, nobody]", r"completions.students: got 'nobody'"),
         ("completions.students=[ours, ours]", r"names a model twice"),

@@ -98,6 +98,10 @@ class ModelOptions(Options):
         recipe_file.raise_problems([(key, reason) for key in sorted(foreign)])
         if self.base_url == ():
             recipe_file.raise_problems([("base_url", "got an empty list, wanted the address of a server")])
+        if len(set(self.base_url or ())) < len(self.base_url or ()):
+            recipe_file.raise_problems(
+                [("base_url", "names a server twice; wanted each once (concurrency is at each)")]
+            )
         return self
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -107,3 +109,14 @@ def test_everything_that_decides_an_answer_is_in_its_key() -> None:
     keys = {request.key(identity) for request in requests for identity in ({"model": "a"}, {"model": "b"})}
     assert len(keys) == 2 * len(requests)
     assert REQUEST.key({"model": "a", "x": 1}) == REQUEST.key({"x": 1, "model": "a"})
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch) -> None:
+    """As Lustre is where it is mounted without its option for them."""
+
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(InputError, match=r"calls\.jsonl: cannot be locked .*Function not implemented.*calls\.path"):
+        Journal(tmp_path / "calls.jsonl")

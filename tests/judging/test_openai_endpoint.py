@@ -195,6 +195,13 @@ def test_a_server_of_several_that_refuses_everybody_is_left_out_and_named(fault:
     assert said.count(f"{bad.url} says {fault}") == 1 and "this server is asked no more" in said
 
 
+def test_an_address_without_its_version_is_the_users_to_mend() -> None:
+    """`http://host:8000` for `http://host:8000/v1`: servers say 404, as they do to a model that they do not serve."""
+    with StubServer(faults=lambda number: "404") as server:
+        (error,), _ = _ask([_request()], base_url=server.url.removesuffix("/v1"))
+    assert isinstance(error, InputError) and "up to and with /v1" in str(error) and "to model 'm'" in str(error)
+
+
 @pytest.mark.parametrize("num_servers", [1, 2])
 @pytest.mark.parametrize(("fault", "error"), [("404", InputError), ("402", Unfinished), ("quota", Unfinished)])
 def test_where_all_servers_refuse_everybody_nobody_waits_for_more(

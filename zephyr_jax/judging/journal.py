@@ -45,6 +45,11 @@ def open_alone(path: Path, *, key: str) -> BinaryIO:
         raise InputError(
             f"{path}: another run is writing these answers; wait for it, or give this one a {key} of its own"
         ) from None
+    except OSError as error:  # Lustre without its option flock, say
+        file.close()
+        raise InputError(
+            f"{path}: cannot be locked against a second run ({error.strerror}); give a {key} on a file system that can"
+        ) from None
     return file
 
 

@@ -38,10 +38,12 @@ LONGEST_REST_SECONDS = 60.0
 JITTER = 0.5
 # Ready beyond what is in flight, so that a slot that becomes free is taken at once, also while some wait to try again.
 WINDOW_PER_SLOT = 2
-_REFUSES_KEY_OR_MODEL = {
-    401: "the key is refused",
-    403: "the key may not do this",
-    404: "there is no such model or address",
+_KEY = "wanted its key in the variable that api_key_env names"
+# What a status says of the key, the model or the address, and what was wanted.
+_REFUSES_ALL = {
+    401: ("the key is refused", _KEY),
+    403: ("the key may not do this", _KEY),
+    404: ("there is no such model or address", "wanted a model that it serves, and its address up to and with /v1"),
 }
 _NO_CREDIT = (402, "insufficient_quota")  # a status, and what OpenAI's 429 is for where waiting does not help
 _WORTH_RETRYING = (408, 409, 425, 429)
@@ -275,12 +277,10 @@ class OpenAIEndpoint:
         if status in _NO_CREDIT or error.code in _NO_CREDIT:
             return Unfinished(f"{said}, there is no credit left ({self._brief(error)}); start again when there is")
         # Services also say 403 to one question that they do not like.
-        if status not in _REFUSES_KEY_OR_MODEL or (status == 403 and server.has_answered):
+        if status not in _REFUSES_ALL or (status == 403 and server.has_answered):
             return None
-        return InputError(
-            f"{said}, {_REFUSES_KEY_OR_MODEL[status]} ({self._brief(error)}); wanted a model that it serves (got "
-            f"{self.options.model!r}) and its key in the variable that api_key_env names"
-        )
+        reason, wanted = _REFUSES_ALL[status]
+        return InputError(f"{said} to model {self.options.model!r}: {reason} ({self._brief(error)}); {wanted}")
 
     def _brief(self, error: BaseException | None) -> str:
         """An error's text on one line; a server that repeats the key does not bring it into a log."""
