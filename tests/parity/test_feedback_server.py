@@ -88,14 +88,13 @@ def test_the_server_and_the_process_give_the_same_greedy_answers(tmp_path: Path,
 def test_a_teacher_that_cannot_write_json_is_counted_and_no_rating_is_made_up(
     tmp_path: Path, model: Path, server: str
 ) -> None:
-    recipe = _recipe(tmp_path, model, server, "teacher=served", "annotation={max_tokens: 8, max_tries: 2}")
-    summary = run_feedback(recipe)
+    # Answers that differ: equal ones are not rated.
+    asked = ("teacher=served", "completions.temperature=1.0")
+    summary = run_feedback(_recipe(tmp_path, model, server, *asked, "annotation={max_tokens: 8, max_tries: 2}"))
     assert summary["annotation"]["without_usable_answer"] == 16
     for line in (tmp_path / "runs/served/aif/feedback.jsonl").read_text().splitlines():
         assert all(not any(c["annotations"].values()) for c in json.loads(line)["completions"])
     with pytest.raises(Unfinished, match="max_failed"):
         run_feedback(
-            _recipe(
-                tmp_path, model, server, "teacher=served", "annotation={max_tokens: 8}", "max_failed=0.1", "name=strict"
-            )
+            _recipe(tmp_path, model, server, *asked, "annotation={max_tokens: 8}", "max_failed=0.1", "name=strict")
         )

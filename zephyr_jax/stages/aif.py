@@ -183,7 +183,7 @@ class _Feedback:
         step.counts["turns"] = sum(len(row["messages"]) // 2 for row in dialogues)
         step.counts["left_out"] = dict(sorted(writer.left_out.items()))
         if not dialogues:
-            raise Unfinished(f"instructions: the filters left nothing of {options.num_drafts} drafts: {_shown(step.counts)}")
+            raise Unfinished(f"instructions: the filters left nothing: {_shown(step.counts)}")
         return dialogues
 
     async def _complete(self, step: _Step) -> list[dict[str, Any]]:
