@@ -86,6 +86,7 @@ def test_results_and_tables_come_from_stored_judgments(recipe: Path, tmp_path: P
         "ours is 2.00 above theirs",
         "theirs is within noise of base",
         "gpt-4 gave no rating for 1 of 33 answers of ours",
+        "| writing    | 4        |",
         "GPT-3.5-turbo",
         "agrees on 100.0%",
     ):

@@ -116,8 +116,9 @@ def _ask(arguments: argparse.Namespace, sampling: Sampling) -> tuple[AgreementRe
     )
     name = arguments.judge_model
     if arguments.config is None:
+        model = ModelOptions(model=name)  # whose rows are computed also where nobody fills them
         session = Session(
-            {name: ModelOptions(model=name)},
+            {name: model.model_copy(update={"batch_size": min(model.batch_size, arguments.items)})},
             command="judge_agreement",
             run="judge_agreement",
             folder=Calls().folder("runs"),

@@ -12,6 +12,7 @@ from tests.evaluation.fastchat_rows import a_grading, a_pair, write
 from tests.evaluation.live import write_live_recipe
 from tests.judging.stub_server import StubServer
 from zephyr_jax import evaluate, judge_agreement
+from zephyr_jax.records import InputError
 
 pytest.importorskip("openai", reason="the extra [feedback] is not installed")
 
@@ -159,3 +160,17 @@ def test_what_the_items_need_is_asked_for(tmp_path: Path, capsys) -> None:
     assert "wanted --config FILE before it" in capsys.readouterr().err
     assert evaluate.main(["--config", str(tmp_path / "recipe.yaml"), f"agreement=[{{measured: {gradings}}}]"]) == 2
     assert "wanted what judge_agreement --out wrote" in capsys.readouterr().err
+
+
+def test_a_few_items_are_not_asked_in_a_larger_batch(tmp_path: Path, monkeypatch) -> None:
+    """On a CPU the rows that nobody fills take as long as the others."""
+    asked: dict[str, Any] = {}
+
+    def session(models: dict[str, Any], **options: Any) -> None:
+        asked.update(models)
+        raise InputError("seen")
+
+    monkeypatch.setattr("zephyr_jax.judging.session.Session", session)
+    arguments = ["--judge-model", "m", "--reference", _annotations(tmp_path), "--items"]
+    for items, batch_size in ((4, 4), (100, 16)):
+        assert judge_agreement.main([*arguments, str(items)]) == 2 and asked["m"].batch_size == batch_size

@@ -75,7 +75,10 @@ def _mt_bench_block(results: MtBenchResults, level: float) -> Block:
             *([Note(PUBLISHED_NOTE)] if results.with_published else []),
             *radars(results),
             category_table(results),
-            Note(f"In brackets {level:.0%} intervals over the questions, of which a category has at most ten."),
+            Note(
+                f"In brackets {level:.0%} intervals over the questions, of which a category has at most ten; of one "
+                "question there is none."
+            ),
         ]
     if results.pairs:
         parts += [Note("Two answers judged against each other, in both orders:"), pair_table(results)]
@@ -234,7 +237,7 @@ def mt_bench_table(results: MtBenchResults) -> Table:
 
 
 def category_table(results: MtBenchResults) -> Table:
-    """A row a category, a column a model."""
+    """A row a category, its gradings (of a model, the fewest and the most where they differ), and a column a model."""
     names = list(dict.fromkeys(name for score in results.scores for name in score.categories))
     published = [entry for entry in MT_BENCH if results.with_published and entry.categories]
     rows = []
@@ -242,10 +245,12 @@ def category_table(results: MtBenchResults) -> Table:
         ours = [score.categories.get(name) for score in results.scores]
         theirs = [entry.categories.get(name) for entry in published]
         cells = ["-" if found is None else _with_interval(found) for found in ours]
-        rows.append([name, *cells, *("-" if found is None else f"{found:.2f}" for found in theirs)])
+        counts = sorted({found.num_items for found in ours if found is not None})
+        gradings = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        rows.append([name, gradings, *cells, *("-" if found is None else f"{found:.2f}" for found in theirs)])
     judges = {score.judge for score in results.scores}
     heads = [score.model if len(judges) == 1 else f"{score.model}, by {score.judge}" for score in results.scores]
-    return Table(["category", *heads, *(entry.model for entry in published)], rows)
+    return Table(["category", "gradings", *heads, *(entry.model for entry in published)], rows)
 
 
 def pair_table(results: MtBenchResults) -> Table:

@@ -3,7 +3,8 @@
     academic/MODEL/TASK.partial.jsonl   while a task runs: key and outcome, a line an item, in the order they end
     academic/MODEL/TASK.jsonl           when it is done: a line an item with its scores, in the file's order
 
-A line counts for the very question, model and settings that its key says; others are not read.
+A line counts for the very question, model and settings that its key says; others are not read. Log-likelihoods of a run
+that was taken up again may differ from an untouched one's by some 1e-5: what is left is packed into other rows.
 """
 
 from __future__ import annotations
