@@ -104,7 +104,7 @@ class Hub:
         threading.Thread(target=self._accept, name="hub", daemon=True).start()
 
     def who_is_missing(self) -> str:
-        """`processes 2, 5 have not come`."""
+        """`processes 2, 5 did not come`."""
         missing = [str(index) for index in range(self._count) if index not in self._members]
         return f"process{'es' if len(missing) > 1 else ''} {', '.join(missing)} did not come"
 

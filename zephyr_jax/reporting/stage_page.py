@@ -261,7 +261,7 @@ def _memory_summary(summary: Record) -> str:
 
 
 def size_text(num_bytes: int) -> str:
-    """`1.25 GB`, `4.3 MB`."""
+    """`1.25 GB`, `4.30 MB`."""
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.2f} MB"
 
 
