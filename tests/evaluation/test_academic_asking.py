@@ -120,6 +120,16 @@ def test_models_are_compared_on_the_same_items_and_noise_is_called_so(tmp_path: 
     }
 
 
+def test_a_difference_on_a_few_items_that_are_all_alike_is_not_certain(tmp_path: Path) -> None:
+    """Four of four the one way: the interval of the difference is not 100 to 100."""
+    task = a_task(tmp_path, "mmlu", [row | {"answer": 0} for row in MMLU[:4]])
+    models = [MadeUp("likes-A", "A"), MadeUp("likes-B", "B")]
+    answered = [found for model in models for found in ask_tasks(model, [task], folder=tmp_path / "academic")]
+    ((_, comparison),) = academic_results(answered, sampling=SAMPLING).comparisons
+    assert comparison.difference.mean == 100 and comparison.difference.low is not None
+    assert comparison.difference.low < 50 and comparison.within_noise
+
+
 def test_items_that_cannot_be_checked_are_counted_apart(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("zephyr_jax.evaluation.academic.ifeval.can_tell_languages", lambda: False)
     rows = [

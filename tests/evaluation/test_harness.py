@@ -44,6 +44,13 @@ def test_scores_are_means_over_questions_in_percent_and_the_normed_one_stands_fo
     assert found.num_items == 4 and found.low is not None and found.low < 50 < found.high
 
 
+def test_a_score_near_the_end_of_its_scale_is_not_surer_than_it_is():
+    """None of 16 right: Wilson's interval, as academic tasks have it; drawn anew it would be 0 to 0."""
+    score = _score(_found({"sums": [_sample(number, acc=0.0) for number in range(16)]}), task="sums")
+    found = score.metrics["acc, none"]
+    assert found.mean == 0 and found.low == 0 and found.high is not None and found.high > 15
+
+
 def test_a_group_counts_every_question_of_its_tasks_alike():
     """1 of 1 and 1 of 3: 50 %, not the mean of 100 and 33."""
     samples = {
@@ -71,10 +78,11 @@ def test_the_block_shows_every_score_beside_the_published_ones_and_compares_mode
     from zephyr_jax.evaluation.statistics import compare
 
     comparison = compare(("ours", scores[0].by_item), ("theirs", scores[1].by_item), sampling=SAMPLING)
-    results = HarnessResults(tuple(scores), (("mmlu-5shot", comparison),))
+    results = HarnessResults(tuple(scores), (("mmlu-5shot", comparison),), limit=40)
     block = harness_block(results, level=0.95)
     text = "\n".join(part.text() for part in block.parts)
     assert "| ours" in text and "75.00" in text and "Zephyr-7B" in text and "61.44" in text
+    assert "the first 40 questions of a task alone" in text
     assert "mmlu-5shot: " in text and "lm_eval 0.4.13" in text
     assert json.loads(json.dumps(results.as_dict()))["tasks"][0]["metrics"]["acc, none"]["score"] == 75
 

@@ -84,23 +84,25 @@ def task_label(task: str, shots: int | None) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class HarnessResults:
-    """All scores, and models compared on each task."""
+    """All scores, and models compared on each task; with a limit, on so many first questions of a task alone."""
 
     scores: tuple[HarnessScore, ...]
     comparisons: tuple[tuple[str, Comparison], ...]
+    limit: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
+            "limit": self.limit,
             "tasks": [score.as_dict() for score in self.scores],
             "comparisons": [{"task": label} | comparison.as_dict() for label, comparison in self.comparisons],
         }
 
 
-def harness_results(scores: Sequence[HarnessScore], *, sampling: Sampling) -> HarnessResults:
-    """The scores of all models, and every two models compared on each task."""
+def harness_results(scores: Sequence[HarnessScore], *, limit: int | None = None, sampling: Sampling) -> HarnessResults:
+    """The scores of all models, and every two models compared on each task; `limit` is the recipe's."""
     found = [(score.label, score.model, score.by_item) for score in scores]
-    return HarnessResults(tuple(scores), compare_by_task(found, sampling=sampling))
+    return HarnessResults(tuple(scores), compare_by_task(found, sampling=sampling), limit)
 
 
 def find_tasks(recipe: EvaluationRecipe) -> Any:
@@ -207,7 +209,7 @@ def read_score(
         said = own.get(name.replace(", ", ","))
         if said is not None and abs(said - statistics.fmean(values[name].values())) > 1e-6:
             del values[name]  # put together in another way than by a mean: the harness's own figure stands
-    metrics = {metric: estimate_mean(_scaled(by_item), sampling=sampling) for metric, by_item in values.items()}
+    metrics = {metric: _estimate(list(by_item.values()), sampling) for metric, by_item in values.items()}
     others = {
         name.replace(",", ", "): float(value)
         for name, value in own.items()
@@ -215,7 +217,8 @@ def read_score(
     }
     main = next((name for start in MAIN_METRICS for name in metrics if name.startswith(f"{start}, ")), None)
     main = main or next(iter(metrics), None)
-    by_item = dict(zip(values[main], _scaled(values[main]), strict=True)) if main else {}
+    by_item = values[main] if main else {}
+    scale = 100 if _is_share(list(by_item.values())) else 1
     return HarnessScore(
         model=model,
         task=task,
@@ -224,15 +227,20 @@ def read_score(
         metrics=metrics,
         others={name: value for name, value in others.items() if name not in metrics},
         main=main,
-        by_item=by_item,
+        by_item={item: scale * value for item, value in by_item.items()},
         harness=found["lm_eval_version"],
     )
 
 
-def _scaled(by_item: Mapping[Hashable, float]) -> list[float]:
-    """In percent where all are from 0 to 1."""
-    values = list(by_item.values())
-    return [100 * value for value in values] if all(0 <= value <= 1 for value in values) else values
+def _estimate(values: Sequence[float], sampling: Sampling) -> Estimate:
+    """The mean, in percent where all are from 0 to 1."""
+    if _is_share(values):
+        return estimate_mean([100 * value for value in values], whole=100.0, sampling=sampling)
+    return estimate_mean(values, sampling=sampling)
+
+
+def _is_share(values: Sequence[float]) -> bool:
+    return all(0 <= value <= 1 for value in values)
 
 
 def _write(path: Path, found: Mapping[str, Any]) -> None:

@@ -23,7 +23,10 @@ def harness_block(results: HarnessResults, *, level: float) -> Block:
         rows = [_row(score, found) for score, found in mains]
         parts.append(Intervals(f"{title} with intervals", title, "score, %", rows, None, caption))
     parts.append(_table(results))
-    parts.append(Sentences([f"{label}: {comparison.sentence('items')}." for label, comparison in results.comparisons]))
+    sentences = [f"{label}: {comparison.sentence('items')}." for label, comparison in results.comparisons]
+    if results.limit is not None:
+        sentences.append(f"Asked were the first {results.limit} questions of a task alone: all may score otherwise.")
+    parts.append(Sentences(sentences))
     versions = " and ".join(sorted({score.harness for score in results.scores}))
     parts.append(
         Note(f"Asked and scored by lm_eval {versions}; its own results and a line a question are in harness/.")

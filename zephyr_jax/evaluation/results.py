@@ -167,7 +167,7 @@ def _academic(
         model.unload()
     return (
         academic_results(answered, sampling=sampling) if answered else None,
-        harness_results(scores, sampling=sampling) if options is not None else None,
+        harness_results(scores, limit=options.limit, sampling=sampling) if options is not None else None,
     )
 
 

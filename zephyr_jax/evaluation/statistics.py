@@ -349,12 +349,16 @@ def compare(
 
 
 def compare_by_task(
-    found: Sequence[tuple[str, str, Mapping[Hashable, float]]], *, sampling: Sampling
+    found: Sequence[tuple[str, str, Mapping[Hashable, float]]],
+    *,
+    within: tuple[float, float] | None = None,
+    sampling: Sampling,
 ) -> tuple[tuple[str, Comparison], ...]:
     """Every two models compared on each task that both did, with p-values that allow for their number.
 
     Args:
       found: task, model, and score by item; in the order in which tasks and models are to come.
+      within: see `compare`.
       sampling: how intervals and p-values are drawn.
 
     Returns:
@@ -365,7 +369,7 @@ def compare_by_task(
     for task in dict.fromkeys(task for task, _, _ in found):
         models = [(model, by_item) for other, model, by_item in found if other == task]
         for first, second in itertools.combinations(models, 2):
-            comparison = compare(first, second, sampling=sampling)
+            comparison = compare(first, second, within=within, sampling=sampling)
             if comparison is not None:
                 tasks.append(task)
                 comparisons.append(comparison)

@@ -99,7 +99,7 @@ def academic_results(answered: Sequence[Answered], *, sampling: Sampling) -> Aca
     """The scores of what was answered, and every two models compared on each task."""
     scores = tuple(_task_score(found, sampling) for found in answered)
     found = [(score.task.options.label, score.model, score.by_item) for score in scores]
-    return AcademicResults(scores, compare_by_task(found, sampling=sampling))
+    return AcademicResults(scores, compare_by_task(found, within=(0.0, 100.0), sampling=sampling))
 
 
 def _task_score(answered: Answered, sampling: Sampling) -> TaskScore:
