@@ -56,7 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     asked.add_argument("--items", type=int, default=100, help="judgments to judge again (%(default)s)")
     asked.add_argument("--prompts", metavar="FILE", help="FastChat's judge_prompts.jsonl, for its judgments, reviews")
     asked.add_argument("--prompt", metavar="FILE", help="AlpacaEval's prompt, for its annotations")
-    asked.add_argument("--reading", choices=("ranking", "logprobs"), default="ranking", help="of its answer")
+    asked.add_argument(
+        "--reading", choices=("ranking", "logprobs"), default="ranking", help="of answers; logprobs: gradings too"
+    )
     asked.add_argument("--outputs", nargs="+", default=[], metavar="FILE", help="outputs that annotations are about")
     asked.add_argument("--both-orders", action="store_true", help="show outputs in both orders")
     asked.add_argument("--system-as", choices=("system", "user"), default="system", help="where system texts go")

@@ -162,6 +162,21 @@ def test_what_the_items_need_is_asked_for(tmp_path: Path, capsys) -> None:
     assert "wanted what judge_agreement --out wrote" in capsys.readouterr().err
 
 
+def test_gradings_are_read_by_probabilities_as_in_a_recipe(tmp_path: Path, capsys) -> None:
+    """Of a judge too weak to write a rating: 3 and 5 alike are 4. Two answers it would have to compare in words."""
+    rows = [a_grading(number, 1 + number % 9, user_prompt=f"shown {number}") for number in range(6)]
+    reference = write(tmp_path / "gpt-4.jsonl", rows)
+    with StubServer(answer=lambda body: "Well.", likely=lambda body: {"3": -1.0, "5": -1.0}) as server:
+        write_live_recipe(tmp_path, server.url, NUM)
+        prompts = ["--prompts", str(tmp_path / "judge_prompts.jsonl"), "--reading", "logprobs"]
+        found, said = _measured(tmp_path, capsys, "--reference", reference, *prompts)
+        assert found["agreements"][0]["difference"]["mean"] == pytest.approx(4 - 3.5) and "logprobs, by judge_" in said
+        assert all("one digit" in body["messages"][-1]["content"] for body in server.bodies)
+        pairs = write(tmp_path / "pairs.jsonl", [a_pair(0, "model_1", "model_1", judge=["gpt-4", "pair-v2"])])
+        _, said = _measured(tmp_path, capsys, "--reference", pairs, *prompts, status=2)
+    assert "--reading: got logprobs, but" in said
+
+
 def test_a_few_items_are_not_asked_in_a_larger_batch(tmp_path: Path, monkeypatch) -> None:
     """On a CPU the rows that nobody fills take as long as the others."""
     asked: dict[str, Any] = {}

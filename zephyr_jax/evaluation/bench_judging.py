@@ -69,10 +69,14 @@ class Bench:
             raise InputError(f"mt_bench.judging.prompts: has no prompt {name!r} (it has {', '.join(self.prompts)})")
         reference = self.references.get(question.question_id) if question.category in WITH_REFERENCE else None
         messages = judge_messages(self.prompts[name], question, answers, reference, turn=turn)
-        if mode == "single" and self.reading == "logprobs":
-            last = messages[-1]
-            messages = (*messages[:-1], {"role": last["role"], "content": last["content"] + DIGIT_REQUEST})
-        return name, messages
+        return name, self.with_reading(messages) if mode == "single" else messages
+
+    def with_reading(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """What a judge is shown to grade an answer, with the request for a digit where that is how it is read."""
+        if self.reading == "text":
+            return messages
+        last = messages[-1]
+        return *messages[:-1], {"role": last["role"], "content": last["content"] + DIGIT_REQUEST}
 
 
 def answers_by_question(

@@ -48,7 +48,7 @@ class Rejudging:
       num_items: judgments drawn from what it could decide; all where there are fewer.
       prompts: FastChat's judge_prompts.jsonl, for its judgments and for reviews.
       prompt: AlpacaEval's, for its annotations.
-      reading: how the answers to that are read.
+      reading: how its answers on annotations are read; logprobs: those on gradings too, as a recipe's.
       outputs: files of the outputs that were annotated, where the annotations lack them.
       both_orders: outputs are shown in both orders.
       max_tokens: of a judgment.
@@ -70,7 +70,7 @@ class Rejudging:
     def asked(self) -> str:
         """How the judge is asked, in words; what concerns annotations only where there is their prompt."""
         if self.prompt is None:
-            return f"by {Path(self.prompts or '').name}"
+            return f"{'logprobs, ' if self.reading == 'logprobs' else ''}by {Path(self.prompts or '').name}"
         return f"{self.reading}{' in both orders' if self.both_orders else ''}, by {Path(self.prompt).name}"
 
 
@@ -100,7 +100,7 @@ async def rejudge(
     if not any(_is_parsed(row) for row in rows):
         raise Unfinished(
             f"nothing that {judge.name} said of {len(rows)} items can be read as a judgment, so that it agrees with "
-            "nobody; a larger model, or reading: logprobs where it is asked about annotations, may do"
+            "nobody; a larger model, or --reading logprobs where it is not asked to compare two answers, may do"
         )
     result = agreement_of(judgments, reference, ((judge.name,), options.reference), sampling=sampling)
     bias = _bias(rows, sampling=sampling)
@@ -142,7 +142,7 @@ class _Jobs:
         self.options, self.judge = options, judge
         self.prompts: dict[str, JudgePrompt] = read_judge_prompts(options.prompts) if options.prompts else {}
         self.bench = Bench(
-            (), self.prompts, {}, judge.name,
+            (), self.prompts, {}, judge.name, reading="logprobs" if options.reading == "logprobs" else "text",
             max_tokens=options.max_tokens, max_tries=options.max_tries, seed=options.seed,
         )  # fmt: skip
         self.annotator: Annotator | None = None
@@ -210,8 +210,15 @@ class _Jobs:
             )
         return self.prompts[name]
 
+    def _check_text(self, location: str) -> None:
+        if self.bench.reading == "logprobs":
+            raise InputError(
+                f"--reading: got logprobs, but {location} is of two answers, which a judge compares in its own words; "
+                "wanted a reference of gradings or annotations, or without"
+            )
+
     def _graded(self, stored: Grading, location: str) -> Job:
-        messages = self._messages(stored.template, stored.user_prompt, location)
+        messages = self.bench.with_reading(self._messages(stored.template, stored.user_prompt, location))
 
         async def run() -> Row | None:
             parts = (stored.model, stored.question_id, stored.turn)
@@ -224,6 +231,7 @@ class _Jobs:
         return run
 
     def _compared(self, stored: PairJudgment, location: str) -> Job:
+        self._check_text(location)
         first, second = (self._messages(stored.template, prompt, location) for prompt in stored.user_prompts)
 
         async def run() -> Row | None:
@@ -243,6 +251,7 @@ class _Jobs:
         missing = [name for name in names if not isinstance(row.get(name), str)]
         if missing:
             raise InputError(f"{location}: has no {', '.join(missing)}; wanted a review with the texts of its answers")
+        self._check_text(location)
         prompt = self._prompt(REVIEW_PROMPT, location)
         question = Question(row["question_id"], str(row.get("category", "")), (row["question"],))
         answers = [[row["answer_1"]], [row["answer_2"]]]
