@@ -50,6 +50,8 @@ _WORTH_RETRYING = (408, 409, 425, 429)
 _LIKELY_TOKENS = 20
 # A server that refuses this often before anybody reached it is a wrong address: said then, not after all tries.
 _TRIES_TO_CONNECT = 3
+# What gives only troubles rests from so many in a row on; fewer are an accident, which its own requests alone wait for.
+_TROUBLES_TO_REST = 3
 # So many requests given up with no answer between them, or all that are ready at a time, are no accident.
 _FEWEST_GIVEN_UP = 10
 _LATE_SECONDS = 0.05
@@ -77,7 +79,7 @@ class _Server:
 
     def __init__(self, url: str, client: Any):
         self.url, self.client = url, client
-        self.in_flight = self.num_refusals = 0
+        self.in_flight = self.num_troubles = 0  # in a row
         self.rests_until = 0.0
         self.was_reached = self.has_answered = False
         self.refusal: InputError | Unfinished | None = None  # why it is asked no more in this sitting
@@ -129,13 +131,13 @@ class OpenAIEndpoint:
             try:
                 reply = await self._try(server, request)
                 server.was_reached = server.has_answered = True
-                server.num_refusals = self._num_given_up = 0
+                server.num_troubles = self._num_given_up = 0
                 return reply
             except _Trouble as trouble:
                 self.tally.trouble(trouble.kind, str(trouble))
                 last = trouble
                 wait = self._wait(number, trouble)
-                self._let_rest(server, trouble, wait)
+                self._let_rest(server, trouble)
             finally:
                 self.tally.end_try()
                 server.in_flight -= 1
@@ -145,7 +147,7 @@ class OpenAIEndpoint:
                 await self._on_waste(request, last.kind)
             if last.is_final or number == self.options.max_tries:
                 break
-            if all(not one.was_reached and one.num_refusals >= _TRIES_TO_CONNECT for one in self._servers):
+            if all(not one.was_reached and one.num_troubles >= _TRIES_TO_CONNECT for one in self._servers):
                 break
             await self.stop.sleep(wait)
         if not any(server.was_reached for server in self._servers):
@@ -176,18 +178,22 @@ class OpenAIEndpoint:
         if len(refusals) == len(self._servers):
             raise refusals[-1]
 
-    def _let_rest(self, server: _Server, trouble: _Trouble, wait: float) -> None:
-        """A whole server that asks for less, or that is not there, gets nothing for a while."""
-        if trouble.kind == _NO_CONNECTION:
-            if server.rests_until > _now():  # one of several that were on their way together: it is one refusal
-                return
-            server.num_refusals += 1
-            backoff = self.options.retry_seconds * 2.0 ** min(server.num_refusals, 30)
-            server.rests_until = _now() + min(LONGEST_REST_SECONDS, backoff)
-            return
-        server.was_reached = True
-        if trouble.kind == "429" or trouble.retry_after:
-            server.rests_until = max(server.rests_until, _now() + wait)
+    def _let_rest(self, server: _Server, trouble: _Trouble) -> None:
+        """A server that asks for it, is not there or gives nothing but troubles gets nothing for a while.
+
+        Else one that is broken and quick, with never many requests at it, would be given most of them.
+        """
+        is_there = trouble.kind != _NO_CONNECTION
+        server.was_reached |= is_there
+        asked_for = min(trouble.retry_after, LONGEST_WAIT_SECONDS)
+        now, rest = _now(), 0.0
+        # What is on its way together is one trouble; what is final is the request's, not the server's.
+        if server.rests_until <= now and not trouble.is_final:
+            server.num_troubles += 1
+            doublings = server.num_troubles - (_TROUBLES_TO_REST if is_there else 0)
+            if doublings >= 0:
+                rest = min(LONGEST_REST_SECONDS, self.options.retry_seconds * 2.0 ** min(doublings, 30))
+        server.rests_until = max(server.rests_until, now + max(rest, asked_for))
 
     def _wait(self, number: int, trouble: _Trouble) -> float:
         """Seconds before the next try."""
