@@ -194,6 +194,17 @@ def test_a_broken_server_that_is_quick_does_not_draw_the_requests_to_itself(faul
     assert bad.num_requests < 100  # it is tried ever more rarely, by 8 at a time
 
 
+def test_a_server_that_goes_and_comes_is_said_once_each_time(capsys) -> None:
+    """Nothing moves meanwhile: whoever looks at the progress bar has to know why."""
+    with StubServer(faults=lambda number: "500" if 4 <= number < 10 else None) as server:
+        _ask([_request(number) for number in range(8)], base_url=server.url, concurrency=1, max_tries=20)
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split("/v1 ")[1] for line in said] == [
+        "gives no answer (500); it rests and is asked again, ever more rarely",
+        "answers again",
+    ]
+
+
 def test_a_server_that_is_well_does_not_rest_for_a_single_refusal() -> None:
     """One in 20 is told to wait, for 0.5 s at least: the other 190, 8 at a time, take 24 x 0.02 s beside them."""
     with StubServer(latency=0.02, faults=lambda number: "429" if number % 20 == 10 else None) as server:
@@ -213,7 +224,7 @@ def test_a_server_of_several_that_refuses_everybody_is_left_out_and_named(fault:
     assert all(isinstance(reply, Reply) for reply in replies)
     assert good.num_requests == 40 and bad.num_requests == tally.troubles[fault] <= 4
     said = capsys.readouterr().err
-    assert said.count(f"{bad.url} says {fault}") == 1 and "this server is asked no more" in said
+    assert said.count(f"{bad.url} says {fault}") == 1 and "this server is asked no more" in said and "rests" not in said
 
 
 def test_an_address_without_its_version_is_the_users_to_mend() -> None:

@@ -130,6 +130,8 @@ class OpenAIEndpoint:
             self.tally.begin_try()
             try:
                 reply = await self._try(server, request)
+                if server.num_troubles >= _TROUBLES_TO_REST:
+                    self._say(f"{server.url} answers again")
                 server.was_reached = server.has_answered = True
                 server.num_troubles = self._num_given_up = 0
                 return reply
@@ -188,8 +190,12 @@ class OpenAIEndpoint:
         asked_for = min(trouble.retry_after, LONGEST_WAIT_SECONDS)
         now, rest = _now(), 0.0
         # What is on its way together is one trouble; what is final is the request's, not the server's.
-        if server.rests_until <= now and not trouble.is_final:
+        if server.rests_until <= now and not trouble.is_final and server.refusal is None:
             server.num_troubles += 1
+            if server.num_troubles == _TROUBLES_TO_REST and server.was_reached:
+                self._say(
+                    f"{server.url} gives no answer ({trouble.kind}); it rests and is asked again, ever more rarely"
+                )
             doublings = server.num_troubles - (_TROUBLES_TO_REST if is_there else 0)
             if doublings >= 0:
                 rest = min(LONGEST_REST_SECONDS, self.options.retry_seconds * 2.0 ** min(doublings, 30))
@@ -270,7 +276,7 @@ class OpenAIEndpoint:
         refusal = self._refusal(server, error)
         if refusal is not None:
             if server.refusal is None and len(self._servers) > 1:
-                tqdm.write(f"{refusal}; this server is asked no more", file=sys.stderr)
+                self._say(f"{server.url} says {status} ({self._brief(error)}); this server is asked no more")
             server.refusal = refusal
         is_final = status < 500 and status not in _WORTH_RETRYING and refusal is None
         retry_after = _retry_after(error.response.headers)
@@ -287,6 +293,9 @@ class OpenAIEndpoint:
             return None
         reason, wanted = _REFUSES_ALL[status]
         return InputError(f"{said} to model {self.options.model!r}: {reason} ({self._brief(error)}); {wanted}")
+
+    def _say(self, text: str) -> None:
+        tqdm.write(f"models.{self.name}: {text}", file=sys.stderr)
 
     def _brief(self, error: BaseException | None) -> str:
         """An error's text on one line; a server that repeats the key does not bring it into a log."""
