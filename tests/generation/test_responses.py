@@ -143,6 +143,22 @@ def test_an_answer_ends_where_the_host_says_so_and_frees_its_row(monkeypatch):
         assert long.ids[: len(short.ids)].tolist() == short.ids.tolist()
 
 
+def test_rows_that_the_host_sees_end_one_by_one_are_refilled_together(monkeypatch):
+    """Of 8 rows 2 are read at once: with one prompt the second would be computed for nothing."""
+    monkeypatch.setattr(responses, "TOKENS_BETWEEN_LOOKS", 1)
+    sizes, plain = [], responses.admit
+
+    def admit(*arguments, rows_N, **options):
+        sizes.append(int((np.asarray(rows_N) < 8).sum()))
+        return plain(*arguments, rows_N=rows_N, **options)
+
+    monkeypatch.setattr(responses, "admit", admit)
+    options = OPTIONS | {"stop_ids": (), "max_new_tokens": 20, "batch_size": 8}
+    prompts = [np.array([number + 1], np.int32) for number in range(20)]
+    generate_responses(make_params(), prompts, has_ended=lambda ids: len(ids) > 2 + ids[0] % 7, **options)
+    assert sizes[0] == 8 and sum(sizes) == 20 and set(sizes[1:]) == {2}
+
+
 def test_no_prompts_give_no_answers():
     assert generate_responses(make_params(), [], **OPTIONS) == []
 

@@ -156,7 +156,8 @@ def iterate_responses(
     while waiting or any(index is not None for index in answering):
         free = [row for row, index in enumerate(answering) if index is None]
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-            while waiting and free:
+            # The host may look before so many have ended: a refill has its width, however few prompts are in it.
+            while waiting and len(free) >= min(refill_size, len(waiting)):
                 # All rows at first, then a few at a time: two shapes, and no row waits long for others to end.
                 size = batch_size if len(free) == batch_size else refill_size
                 chosen = [waiting.popleft() for _ in range(min(size, len(free), len(waiting)))]
@@ -183,7 +184,7 @@ def iterate_responses(
             state, responses = decode(
                 params,
                 state,
-                num_ended=np.int32(min(batch_size, answering.count(None) + refill_size)),
+                num_ended=np.int32(min(batch_size, (0 if waiting else answering.count(None)) + refill_size)),
                 seed=np.uint32(seed),
                 decoding=decoding,
                 free_B=sharding.place_rows(np.array([index is None for index in answering]), mesh),
