@@ -56,7 +56,7 @@ def keep_compiled_programs() -> Path | str | None:
             return Path(given)
         folder = default_cache_folder()
         _prepare(folder)
-    except (OSError, RuntimeError, NotImplementedError) as error:  # no right to write, no home, no file locks there
+    except (OSError, RuntimeError) as error:  # no right to write, no home, no file locks there
         jax.config.update("jax_enable_compilation_cache", False)
         print(
             f"compiled programs are not kept for the next run: their folder cannot be used ({error}); name another one "
